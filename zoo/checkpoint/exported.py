@@ -112,7 +112,8 @@ def write_export(traced: TracedModel, program: Any, folder: Path) -> None:
 
 
 def open_export(traced: TracedModel, folder: Path) -> Callable[[Named], Named]:
-    """Open a .pt2 file as a function of named inputs. It raises CheckpointError for inputs that the file refuses."""
+    """Open a .pt2 file as a function of named inputs. The function raises CheckpointError for inputs that do not
+    fit."""
     file = folder / f"{traced.name}.pt2"
     run = torch.export.load(file).module()
 

@@ -135,7 +135,7 @@ def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
 
 
 def _list_cuts(node: ast.BinOp, text: str) -> Iterator[int]:
-    """Yield the positions that can split a concatenation's text in its operands, the longest right part first."""
+    """Yield the positions at which a concatenation's text may be cut in two operands, the longest right one first."""
     return (cut for cut in range(len(text) + 1) if _may_say(node.left, text[:cut]) and _may_say(node.right, text[cut:]))
 
 

@@ -1,5 +1,5 @@
 """Read config.json files that contain a config for each tower, an encoder and a decoder. Each tower is imported, mapped
-and exported by its own family; the outer family states only the fields of both together: the start token, a head, the
+and exported by its own family. The outer family states only the fields of the pair: the start token, a head, the
 widths."""
 
 from __future__ import annotations

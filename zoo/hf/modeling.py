@@ -53,9 +53,9 @@ DTYPES = {"dtype", "torch_dtype"}
 class ZooPreTrainedModel(PreTrainedModel):
     """Base of Zoo's transformers models. The modules, and so the names of the tensors, are those of `zoo.build`.
 
-    `attn_implementation` names one of zoo's attention kernels, or a function of transformers' attention interface; by
-    default kernels are chosen as in zoo. Attention probabilities are not returned. A router's losses are added to the
-    loss in training, with the weights that its Spec states.
+    `attn_implementation` names one of zoo's attention kernels, by default chosen as in zoo, or a function of
+    transformers' attention interface. Attention probabilities are not returned. In training a router's losses are added
+    to the loss, with the weights that its Spec states.
     """
 
     config_class = ZooConfig
@@ -111,8 +111,7 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw the tensors that the checkpoint lacked, as `zoo.build` does: by their place in the Spec, not by
-        module."""
+        """Initialise tensors that the checkpoint lacked as `zoo.build` does, by their place in the Spec."""
         held = self.state_dict(keep_vars=True).items()
         fresh = {name: each for name, each in held if not (each.is_meta or getattr(each, "_is_hf_initialized", False))}
         self._draw(fresh)
@@ -148,7 +147,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         return (model, info) if asked else model
 
     def _replace_head(self, path: Any, info: Any) -> None:
-        """Draw a head in place of the files' own. Raises CheckpointError if another tensor has another shape, and
+        """Initialise a head in place of the files' own. Raises CheckpointError if another tensor has another shape, and
         ConfigError for an offloaded head."""
         head = {name: each for name, each in self.state_dict().items() if re.match(HEAD, name)}
         if odd := [name for name, *_ in info["mismatched_keys"] if name not in head]:
@@ -255,8 +254,7 @@ class ZooPreTrainedModel(PreTrainedModel):
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def set_attn_implementation(self, attn_implementation: Any, *given: Any, **options: Any) -> None:  # type: ignore[override]
-        """Switch to another attention implementation. Raises ConfigError if it cannot compute this model's
-        attention."""
+        """Switch to another attention implementation. Raises ConfigError if it cannot compute this model."""
         super().set_attn_implementation(attn_implementation, *given, **options)
         self._choose_attention()
 
@@ -307,8 +305,7 @@ class ZooPreTrainedModel(PreTrainedModel):
 
         With a cache the ids continue the cached ones, and `mask` is [B, S + T]. Logits are computed for the last `keep`
         columns, or for the columns with the indices `picks`. With `records`, the input of each layer is returned too.
-        Raises TypeError if `others`, further arguments of transformers, have an effect, and ValueError or ConfigError
-        for arguments that do not fit the model or the cache.
+        Raises TypeError if `others` have an effect, ValueError or ConfigError for arguments that do not fit.
         """
         check_arguments(mask, others, NO_MATTER if positions is None else NO_MATTER | PACKED)
         if types is not None and (self.towers()[0][1].takes_types or bool(types.any())):
@@ -385,8 +382,7 @@ def recording(tower: nn.Module, records: bool) -> Iterator[list[Tensor]]:
 
 
 def number_documents(position_ids: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Number the documents [B, T] of packed rows from their positions [B, T], which begin at 0 in each document. None
-    for one document.
+    """Number the documents of packed rows [B, T] from positions that begin at 0 in each; None for one document.
 
     Example: (0, 1, 2, 0, 1) gives the documents (0, 0, 0, 1, 1). Raises ValueError for other positions: in a document,
     and in a padded row, they must be 0, 1, 2 and so on.

@@ -181,7 +181,8 @@ def run_ours_in_stages(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def measure_gap(ours: Any, theirs: torch.Tensor) -> float:
-    """Measure the largest difference, relative to the largest value if that is above 1. Infinite if shapes differ."""
+    """Measure the largest difference of two tensors, relative to the largest value if that is above 1. Infinite if
+    shapes differ."""
     if not isinstance(ours, torch.Tensor) or ours.shape != theirs.shape:
         return math.inf
     gap = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
