@@ -188,8 +188,8 @@ def _choose_lengths(traced: TracedModel) -> list[int]:
 def _list_pairs(
     traced: TracedModel, run: Callable[[Named], Named], batch: int, tokens: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield a name, the model's values and the program's, for each row. Row b has b tokens of padding: at its start if
-    the program has a cache, else at its end."""
+    """Yield a name, the model's values and the values of the program, for each row. Row b has b tokens of padding: at
+    its start if the program has a cache, else at its end."""
     given = traced.make_inputs(batch, tokens)
     padding, columns = torch.arange(batch)[:, None], torch.arange(tokens)[None]
     real = columns >= padding if traced.held else columns < tokens - padding
@@ -206,8 +206,8 @@ def _list_pairs(
 def _list_targets(
     model: Model, programs: Sequence[TracedModel], run: Sequence[Callable[[Named], Named]], batch: int, *lengths: int
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield a name, the model's logits and the programs', for each row of an encoder-decoder. Source b has b tokens of
-    padding at its end."""
+    """Yield a name, the model's logits and the logits of the programs, for each row of an encoder-decoder. Source b has
+    b tokens of padding at its end."""
     sources, targets = (
         each.make_inputs(batch, length)["input_ids"] for each, length in zip(programs, lengths, strict=False)
     )

@@ -142,7 +142,7 @@ def refuse_unknown_to_peft(folder: Path, entries: Sequence[Entry], changed: Sequ
 
 
 def refuse_partly_adapted(folder: Path, entries: Sequence[Entry], plan: Adapters) -> None:
-    """Raise CheckpointError if a module of the Hugging Face model fuses Linears of which only some have magnitudes."""
+    """Raise CheckpointError if a module of the Hugging Face model fuses Linears with and without magnitudes (DoRA)."""
     for entry in entries:
         if without := [name for name in entry.ours if _path_of(name) not in plan.paths]:
             found = f"{without[0]} has no magnitudes, and is one matrix there with those that have"

@@ -138,8 +138,8 @@ LIKE = 0.7
 
 
 def _guess_aliases(parent: Family, config: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, str]:
-    """Pair fields that only the family has with fields that only the type has, by similar names and equal types:
-    n_routed_experts with num_experts. Comparing logits later shows whether they mean the same."""
+    """Pair fields that only the family has with fields that only the type has, by similar names and equal types, such
+    as n_routed_experts with num_experts. Comparing logits later shows whether they mean the same."""
     own = {parent.aliases.get(name, name) for name in config} | set(named.values())
     wanted = [name for name in sorted(parent.reads) if name not in own | LOCAL | set(parent.aliases)]
     left = [name for name in config if name not in parent.reads | set(parent.defaults) | HARMLESS | set(named)]

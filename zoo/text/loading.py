@@ -95,8 +95,8 @@ def load(
 
 
 def read_part(stored: StoredModel, world: World, device: torch.device) -> Model:
-    """Read this rank's part of a stored model: slices of tensors, read directly to its device. All processes must call
-    it."""
+    """Read this rank's part of a stored model: slices of tensors, read directly to `device`. All processes must call
+    this."""
     from zoo.checkpoint.parallel_checkpoint import fill_pieces, hold_weights
     from zoo.checkpoint.stored import place_tensor
 
