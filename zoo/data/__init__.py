@@ -1,4 +1,4 @@
-"""Prepare text for training: corpus, split, tokenizer and tokens, made once and kept in a cache."""
+"""Prepare text for training: read, split, train a tokenizer and encode. The result is kept in a cache."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BPE_SIZE = 4096
 BPE_SAMPLE = 16 << 20  # bytes of text, sampled by hash, that a BPE is trained on: more text changes few merges
 SEALS = "tokenizer.seal.json"
 ENCODING = ("tokenizer.json", "tokenizer_config.json")
-"""The files of a tokenizer that decide its tokens and which of them ends a text."""
+"""The files that determine a tokenizer's token ids and its end-of-text token."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class PreparedData:
     held_out: tuple[Source, ...]
     key: str
     special: Path | None
-    """The folder whose files name the tokenizer's special tokens: its own, or the cache's for one that states
-    none; None for one that Zoo trained on a labelled set."""
+    """The folder of the tokenizer_config.json that names the special tokens: the given tokenizer's folder, or the cache
+    folder if that has no such file. None for a tokenizer trained on a labelled set."""
     notes: tuple[str, ...] = ()
-    """Lines for the user about what of the data is not learned."""
+    """Warnings for the user: validation texts that are also trained on, and conversations that get no loss."""
     template: ChatTemplate | None = None
-    """The template that writes the conversations; None for other data, and for pairs of plain texts."""
+    """The chat template of the conversations; None for other data, and for pairs of plain texts."""
 
     @property
     def train(self) -> TokenFile:
@@ -90,13 +90,13 @@ class PreparedData:
 
 
 def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: bool = False) -> PreparedData:
-    """Read and split a corpus, train a tokenizer and encode; or open the cached result. Raises ConfigError for a corpus
-    that cannot be read, split or used to train the tokenizer.
+    """Return the tokens of a corpus: open the cached result, or read, split, train a tokenizer and encode. Raises
+    ConfigError for a corpus that cannot be read, split or used to train the tokenizer.
 
-    With `whole` nothing is split: all documents, duplicates too, go to validation, and the tokenizer must not be of
+    With `whole` nothing is split: all documents, duplicates too, go to validation. The tokenizer must then not be of
     kind `bpe`, which is trained on the training split. The text is read once to compute the cache key, and a second
-    time if the cache has no such key (`zoo.data.survey` says why). `progress(what, done, total)` is called with bytes
-    of text.
+    time if the cache lacks this key (`zoo.data.survey` says why). `progress(what, done, total)` is called with bytes of
+    text.
     """
     progress = progress or (lambda what, done, total: None)
     surveys, template = {}, find_template(settings)
@@ -127,14 +127,14 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
 
 
 def list_conversations(documents: Documents) -> list[Conversations]:
-    """List the sources of conversations: the documents themselves, or both parts of documents with a validation set."""
+    """List the `Conversations` of a source: the source itself, or its training and validation parts."""
     parts = [documents.train, documents.validation] if isinstance(documents, WithValidation) else [documents]
     return [each for each in parts if isinstance(each, Conversations)]
 
 
 def find_template(settings: DataSettings) -> ChatTemplate | None:
-    """Find the template that writes the conversations of the data; None for other data, and for a tokenizer without
-    one. Raises ConfigError for a template that is not found."""
+    """Find the chat template of the data; None if the data are no conversations, or the tokenizer has no template.
+    Raises ConfigError for a chosen template that is unknown or unreadable."""
     if not settings.written:
         return None
     path = settings.tokenizer.path
@@ -168,7 +168,7 @@ def fill_cache(name: str, build: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def faults_of_source(name: str) -> Iterator[None]:
-    """Report faults of one source of a mix at its own config key: `data.of.NAME.path` in place of `data.path`."""
+    """Context manager that renames the keys in a mix source's ConfigErrors: `data.path` becomes `data.of.NAME.path`."""
     try:
         yield
     except ConfigError as error:
@@ -188,7 +188,7 @@ def survey_source(documents: Documents, settings: DataSettings, progress: Progre
 
 
 def open_prepared(folder: Path, settings: DataSettings, key: str, whole: bool = False) -> PreparedData:
-    """Open a folder of the cache. Raises ZooError for a damaged tokenizer or index, or a shard of another length."""
+    """Open a folder of the cache. Raises ZooError for a damaged tokenizer or index, or a shard whose length changed."""
     for name, record in read_sealed(folder / SEALS, dict[str, FileShape | str]).items():
         if name in ENCODING:
             verify_file(folder / name, record)
@@ -226,8 +226,8 @@ def hash_settings(settings: DataSettings, fingerprints: Mapping[str, str], whole
 
 
 def find_tokenizer_files(path: str) -> dict[str, Path]:
-    """Find the files of a tokenizer that the tokens depend on, keyed by their standard names. Raises ConfigError if
-    there is no tokenizer.json."""
+    """Map `tokenizer.json` and, if present, `tokenizer_config.json` to their paths. Raises ConfigError if there is no
+    tokenizer.json."""
     file = find_tokenizer_file(path, "data.tokenizer")
     files = dict(zip(ENCODING, (file, file.with_name(ENCODING[1])), strict=True))
     return {name: file for name, file in files.items() if file.is_file()}
@@ -236,7 +236,8 @@ def find_tokenizer_files(path: str) -> dict[str, Path]:
 def write_prepared(
     folder: Path, settings: DataSettings, surveys: Mapping[str, Survey], progress: Progress, whole: bool = False
 ) -> None:
-    """Write the tokenizer and the tokens of all sources into a folder. Sources finished before a kill are kept."""
+    """Write the tokenizer and the tokens of all sources into a folder. Sources that a killed process finished are
+    kept."""
     assert not (whole and settings.tokenizer.kind == "bpe"), "a BPE learns from a training split"
     parts = {}
     for name, source in settings.sources.items():
@@ -292,7 +293,8 @@ def write_source(
 
 
 def make_tokenizer(settings: TokenizerSettings, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """Make the tokenizer that the settings name. Only a BPE reads the texts."""
+    """Load or train the tokenizer of the settings. Only a BPE reads the texts. Raises ConfigError for a missing or
+    malformed tokenizer file."""
     if settings.path is not None:
         split, adds = settings.splits, settings.adds
         return Tokenizer.load(settings.path, settings.eos, split=split, adds=adds, where="data.tokenizer")

@@ -22,7 +22,7 @@ Corrupt = Callable[[np.ndarray, np.random.Generator], Corrupted]
 
 
 def make_generator(seed: int, key: tuple[int, int]) -> np.random.Generator:
-    """Make the generator of a row, given the epoch and the row's number."""
+    """Make the random generator of a row from the seed and its `key`: the epoch and the row's number."""
     return np.random.default_rng([seed, *key])
 
 
@@ -184,7 +184,7 @@ def pad_pairs(
 
 
 def _keep_end(ids: np.ndarray, size: int, opening: int) -> np.ndarray:
-    """Cut ids [L] to at most `size`: the first `opening` ones, and the last."""
+    """Cut ids [L] to at most `size`: keep the first `opening` ids, and the last."""
     if len(ids) <= size:
         return ids
     first = min(opening, size)
@@ -222,8 +222,8 @@ def pad_labelled(
 def pad_compared(
     rows: Sequence[LabelledRow], keys: Sequence[tuple[int, int]], *, pad_id: int, seq_len: int, one_shape: bool
 ) -> Batch:
-    """Make a batch of records of K texts each (`zoo.data.compared_texts`): ids and mask [B, K, T], padded as by
-    `pad_labelled`, and the key of each text as targets [B, K]."""
+    """Make a batch of records of K texts each (`zoo.data.compared_texts`): ids and mask [B, K, T], padded as
+    `pad_labelled` does, and the key of each text as targets [B, K]."""
     texts = [text for row in rows for text in np.split(row.ids, np.flatnonzero(np.diff(row.types)) + 1)]
     shape = (len(rows), -1, choose_width(texts, seq_len, one_shape))
     return Batch(
@@ -234,8 +234,8 @@ def pad_compared(
 
 
 def choose_width(rows: Sequence[np.ndarray], seq_len: int, one_shape: bool) -> int:
-    """Choose the width of padded rows: with `one_shape` `seq_len`, else that of the longest row rounded up to a
-    multiple of STEP."""
+    """Choose the length T of padded rows: `seq_len` with `one_shape`, else that of the longest row rounded up to a
+    multiple of STEP, at most `seq_len`."""
     return seq_len if one_shape else min(-(-max(map(len, rows)) // STEP) * STEP, seq_len)
 
 

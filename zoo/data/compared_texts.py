@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedTask(LabelledTask):
-    """Reads the K texts of a record, which has no label; with `lower` in lower case. A row joins the ids of all K
-    texts. Its types number each token's text, and its targets [K] are the texts' keys."""
+    """Reads the K texts of a record without a label, in lower case if `lower`. A row joins the ids of all K texts. Its
+    types number each token's text, and its targets [K] are the texts' keys."""
 
     label: str = ""
     lower: bool = False
@@ -36,7 +36,7 @@ class ComparedTask(LabelledTask):
         return None if texts is None else Example(where, tuple(map(str.lower, texts)) if self.lower else texts, ())
 
     def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[EncodedRow]:
-        """Encode each text by itself, and join a record's. `whole` is the length of the longest text."""
+        """Encode each text separately, and join the texts of each record. `whole` is the length of the longest text."""
         rows = encoder.encode([(text,) for example in examples for text in example.texts])
         size = len(self.texts)
         return [join_texts(rows[first : first + size]) for first in range(0, len(rows), size)]
@@ -51,7 +51,7 @@ class ComparedTask(LabelledTask):
 
 
 def join_texts(rows: Sequence[EncodedRow]) -> EncodedRow:
-    """Join encoded texts to a row, which is empty if one of them is."""
+    """Join encoded texts into one row; the row is empty if any text is."""
     whole = max(row.whole for row in rows)
     if not all(row.ids for row in rows):
         return EncodedRow([], [], [], whole)

@@ -1,4 +1,4 @@
-"""Read text files as documents. Each pass reads the files again, so that only one is in memory."""
+"""Read text files as documents. Each pass reads the files again: only one file at a time is in memory."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ WOULD = "data=jsonl and data=parquet read records; or move it away"
 class Document(NamedTuple):
     """The unit of the split: a file, a piece of a large one (pieces count from 0), or a record.
 
-    It has one text; a pair has a source and a target; a conversation has the parts of `zoo.data.chat.turns.Turns`, or
-    a prompt and its completion.
+    `texts` is one text; for a pair, a source and a target; for a conversation, the parts of
+    `zoo.data.chat.turns.Turns`, or a prompt and its completion.
     """
 
     path: str
     piece: int
     texts: tuple[str, ...]
     validates: bool = False
-    """Whether it is of the setting `validation`; the others are split, if there are none of these."""
+    """Whether the setting `validation` names this document. If it names none, all documents are split."""
 
 
 class Documents(Protocol):
@@ -65,7 +65,8 @@ class WithValidation:
         return self.train.n_bytes + self.validation.n_bytes
 
     def __iter__(self) -> Iterator[Document]:
-        """Read both sources. Faults of the second are those of `data.validation`."""
+        """Yield the documents of both sources. ConfigErrors of the second name `data.validation` in place of
+        `data.path`."""
         yield from self.train
         try:
             for document in self.validation:

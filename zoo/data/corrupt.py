@@ -31,9 +31,8 @@ def count_noise(length: int, rate: float, mean: float) -> tuple[int, int]:
 
 
 def draw_spans(length: int, rate: float, mean: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw which tokens of a row of `length` tokens are noise, as T5 does. Spans to keep and spans of noise alternate;
-    `count_noise` gives their numbers. All divisions into spans are equally likely. Returns whether each token is noise,
-    bool [L]; the first token never is."""
+    """Draw which tokens of a row are noise, bool [L], as T5 does; the first token never is. Spans to keep and spans of
+    noise alternate; `count_noise` gives their numbers. All divisions into spans are equally likely."""
     noise, spans = count_noise(length, rate, mean)
     lengths = np.stack([_segment(length - noise, spans, rng), _segment(noise, spans, rng)], 1).ravel()
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
@@ -99,8 +98,8 @@ def mask_tokens(
     mask_id: int,
     rng: np.random.Generator,
 ) -> Corrupted:
-    """Mask tokens for prediction (BERT; Devlin et al., 2018). Gives inputs and targets [L]; the target of a token that
-    is not to be predicted is -100.
+    """Mask tokens for prediction (BERT; Devlin et al., 2018). Returns inputs and targets [L]; the target is -100 at a
+    token that is not predicted.
 
     `rates` are three shares: of tokens to predict; and, of these, those replaced by the mask and those replaced by a
     random token (the others stay). `ordinary` are the ids that may be predicted or drawn: all but special tokens. With
@@ -120,7 +119,8 @@ def mask_tokens(
 
 
 def _choose_words(places: np.ndarray, words: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose random whole words of at most `count` tokens in all. Words longer than what is left are skipped."""
+    """Choose random whole words of at most `count` tokens in all; a word that no longer fits is skipped. Returns the
+    places of their tokens."""
     _, numbers = np.unique(words, return_inverse=True)
     sizes = np.bincount(numbers)
     chosen = np.zeros(len(sizes), bool)

@@ -1,4 +1,4 @@
-"""Count the rows that lose a part at a limit of tokens, and find the limits at which fewer or none would."""
+"""Count the rows that a limit of tokens truncates, and propose limits that keep 95 % or all of them whole."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST = 0.95
-"""The share of rows that the smaller of two proposed limits holds whole."""
+"""The share of rows that the smaller of the two proposed limits keeps whole."""
 
 
 def describe_cuts(
     sizes: np.ndarray, limit: int, what: str, cure: Callable[[int], str], cut: int | None = None
 ) -> str | None:
-    """Describe how many rows have more than `limit` tokens, and which settings would keep 95 % of them, and all, whole;
-    None if all are whole. `what` names the rows and what they lose; `cure` writes the setting for a limit; `cut` is the
-    number of rows that `what` applies to, if not all of them."""
+    """Describe how many rows have more than `limit` tokens, and the settings that would keep 95 % or all of the rows
+    whole; None if all are whole. `what` names the rows and what they lose; `cure` writes the setting for a limit;
+    `cut`, if given, replaces the number of rows above the limit."""
     import numpy as np
 
     cut = int((sizes > limit).sum()) if cut is None else cut
@@ -33,7 +33,7 @@ def describe_cuts(
 
 
 def name_length(key: str, limit: int) -> Callable[[int], str]:
-    """Make the function that writes a length as a setting, and says so if it is more than a model's `limit`."""
+    """Return a function that writes a length as a setting, with a remark if it exceeds the model's `limit`."""
     return lambda n: f"{key}{n}" + (f", beyond the model's max_seq_len={limit}," if n > limit else "")
 
 

@@ -32,8 +32,8 @@ GROUP = 2 << 20
 
 
 SEQUENCES = {"text": 1, "pairs": 2, "conversations": 0, "preferences": 3, "judgements": 3}
-"""The sequences of each document, by what the data gives; 0: those of a conversation
-(`zoo.data.chat.conversation_rows`); 3: those of two (`zoo.data.chat.preference_rows`)."""
+"""The number of sequences of a document, by its content. Two numbers are codes, because the count varies: 0 for a
+conversation (`zoo.data.chat.conversation_rows`), 3 for two of them (`zoo.data.chat.preference_rows`)."""
 
 
 class Index(JsonShape):
@@ -42,7 +42,7 @@ class Index(JsonShape):
     dtype: Literal["uint16", "int32"]
     eos_id: Count
     sequences: Annotated[int, Field(ge=0, le=3)]
-    """One of `SEQUENCES`."""
+    """A value of `SEQUENCES`."""
     splits: dict[Part, list[ShardRecord]]
 
 
@@ -53,7 +53,8 @@ class TokenRun(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An encoded document of a part: its texts, the encoding of each, and for validation the bytes of each token."""
+    """An encoded document: its part, its texts, the encoding of each text, and for validation the bytes of each
+    token."""
 
     part: Part
     texts: Texts
@@ -72,9 +73,9 @@ def write_tokens(
 ) -> None:
     """Encode the documents of both parts into `folder`: shards (`zoo.data.shards`), then the index of all of them.
 
-    A document has one sequence, or two (source and target); others as in SEQUENCES. Whole shards that a
-    killed process left are kept: their documents are read but not encoded. `report` is called with the bytes of text
-    done so far. If `unchanged()` is false after the last text, ZooError is raised and no index is written.
+    `sequences` is the documents' value of SEQUENCES. Whole shards that a killed process left are kept: their documents
+    are read but not encoded. `report` is called with the bytes of text done so far. If `unchanged()` is false after the
+    last text, ZooError is raised and no index is written.
     """
     dtype, encode = choose_dtype(tokenizer.vocab_size), ENCODERS.get(sequences, encode_group)
     measured = encode is encode_group
@@ -132,8 +133,8 @@ def encode_ahead(
 ) -> Iterator[Encoded]:
     """Encode groups of documents in a thread: a group is encoded while the one before it is written.
 
-    The tokenizer runs one thread a core (or RAYON_NUM_THREADS), without Python's lock. Their number does not change the
-    ids. Nothing else may use the tokenizer meanwhile.
+    The tokenizer runs one thread per core (or RAYON_NUM_THREADS), without Python's lock. The number of threads does not
+    change the ids. Nothing else may use the tokenizer meanwhile.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[list[Encoded]] | None = None
@@ -193,7 +194,7 @@ def encode_answers(group: list[tuple[Part, Texts]], tokenizer: Tokenizer) -> lis
 
 
 ENCODERS = {SEQUENCES["conversations"]: encode_turns, SEQUENCES["preferences"]: encode_answers}
-"""How documents of conversations are encoded, by their `SEQUENCES`."""
+"""The functions that encode conversations, by their value of SEQUENCES. All other documents: `encode_group`."""
 
 
 def divide_tokens(encoding: tokenizers.Encoding, texts: Texts) -> list[TokenRun]:
@@ -256,8 +257,9 @@ def write_index(
 
 
 def open_tokens(folder: Path, parts: Sequence[Part] = PARTS, packed: bool = False) -> dict[Part, TokenFile]:
-    """Open `parts` of a folder that `write_tokens` filled, conversations `packed` or not. Raises ZooError if the index
-    is damaged or a file's length has changed. Contents are compared with their checksums when first read."""
+    """Open the `parts` of a folder that `write_tokens` filled; with `packed` a row holds several conversations. Raises
+    ZooError if the index is damaged or a file's length has changed. Contents are compared with their checksums when
+    first read."""
     index = read_sealed(folder / INDEX, Index)
     return {part: open_split(folder, part, index, packed) for part in parts}
 

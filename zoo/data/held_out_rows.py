@@ -19,7 +19,7 @@ def read_evaluation_batches(
     limit: int | None = None,
     collate: Collate | None = None,
 ) -> Iterator[Batch]:
-    """Yield the split in order, or its first `limit` batches: each id after the first is a target once.
+    """Yield batches of the split in order, at most `limit`: each id after the first is a target once.
 
     The last batch of whole rows may have fewer rows, and the ids left over form a batch of one shorter row. So a mean
     over batches must be weighted by their numbers of targets. With `collate`, only whole rows are read.
@@ -44,7 +44,7 @@ def read_groups(
 
 
 class Held(NamedTuple):
-    """Held-out batches of a source, and the bytes of text of their targets; None if `collate` chose the targets."""
+    """Held-out batches of a source, and the bytes of text of their targets (None if `collate` chose the targets)."""
 
     name: str
     batches: list[Batch]
@@ -57,8 +57,8 @@ EVAL_PARTS: Mapping[EvalPart, Callable[[int], range]] = {
     "tuning": lambda rows: range(rows // 2),
     "reporting": lambda rows: range(rows // 2, rows),
 }
-"""The rows of a validation split that each part has, given the number of rows. Hyperparameters are chosen on rows that
-no verdict reads."""
+"""Maps a part to the function that returns its rows, given the number of rows of a validation split. Hyperparameters
+are tuned on the first half and results are reported on the second."""
 
 
 def hold_out(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LABELS_SHOWN = 8
 LARGEST = 3.4e38
-"""The largest number of a label, which must fit float32."""
+"""The largest number allowed in a label, which is stored as float32."""
 
 
 class Example(NamedTuple):
@@ -58,7 +58,7 @@ class LabelledTask:
         return (*self.texts, self.label)
 
     def read(self, record: Mapping[str, Any], where: str, faults: Faults) -> Example | None:
-        """Read an example; None for a record without text or with a fault, which goes to `faults`."""
+        """Read an example; None for a record without text, or with a fault, which is added to `faults`."""
         if not has_fields(record, self.columns, self.keys, where, faults):
             return None
         texts = self.read_texts(record, where, faults)
@@ -66,14 +66,14 @@ class LabelledTask:
         return None if texts is None or label is None else Example(where, texts, label)
 
     def read_texts(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Read the texts; None if one is empty or faulty."""
+        """Read the texts; None if one is empty or has a fault."""
         texts = tuple(record[column] for column in self.texts)
         if not all(is_text(text, column, where, faults) for text, column in zip(texts, self.texts, strict=True)):
             return None
         return None if any(not text or text.isspace() for text in texts) else texts
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
-        """Read the label; None for a faulty one."""
+        """Read the label; None if it has a fault, which is added to `faults`."""
         raise NotImplementedError
 
     def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[EncodedRow]:
@@ -85,14 +85,14 @@ class LabelledTask:
         raise NotImplementedError
 
     def settle(self, parts: Mapping[Part, Sequence[Example]], known: Any) -> tuple[dict[str, int], int]:
-        """Number the classes: those `known`, or those of the training part. Returns them with the number of a head's
-        outputs. Raises ConfigError for a record that does not fit."""
+        """Number the classes: the `known` ones, or those of the training part. Returns the numbers by name, and the
+        count of the head's outputs. Raises ConfigError for a record whose label does not fit."""
         classes = settle_classes(parts, known, self)
         return classes, len(classes)
 
 
 class ClassTask(LabelledTask):
-    """Reads a class for each record: a string, a whole number, or true and false."""
+    """Reads a class for each record: a string, a whole number, or a boolean."""
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
         name = spell_label(value)
@@ -196,7 +196,7 @@ class LabelledRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFile(TokenFile):
-    """One part of a labelled set, a row for each record."""
+    """One split of a labelled set, with a row for each record."""
 
     rows: tuple[LabelledRow, ...] = field(compare=False, repr=False)
 
@@ -211,7 +211,7 @@ class LabelledFile(TokenFile):
 @dataclass(frozen=True, kw_only=True)
 class PreparedLabels(PreparedData):
     """A prepared labelled set. `labels` are the classes in the order of the head's logits, empty for numbers.
-    `n_outputs` counts the head's outputs: classes, or numbers of a label."""
+    `n_outputs` is the number of the head's outputs: classes, or numbers in a label."""
 
     labels: tuple[str, ...]
     n_outputs: int
@@ -230,8 +230,8 @@ def prepare_labelled(
 ) -> PreparedLabels:
     """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). The
     classes, or the count of numbers in a label, are found in the data unless they are `known`. With `whole` both parts
-    are the same records. `say` gets lines on records without text and on truncated texts. Raises ConfigError for a
-    record that cannot be read or has a wrong label, and for an empty part."""
+    are the same records, and messages come once. `say` is called with lines on records without text and on truncated
+    texts. Raises ConfigError for a record that cannot be read or has a wrong label, and for an empty part."""
     parts = read_parts(settings, task, progress, say)
     for line in () if whole else describe_copies(*([each.texts for each in parts[part]] for part in PARTS)):
         say(line)
@@ -252,7 +252,7 @@ def read_parts(
     settings: DataSettings, task: LabelledTask, progress: Progress, say: Callable[[str], object]
 ) -> dict[Part, list[Example]]:
     """Read both parts of a labelled set. Without the setting `validation`, the records are split, and records of equal
-    texts go to the same part. `say` gets a line on records without a text."""
+    texts go to the same part. `say` is called with a line on records without a text."""
     validation = getattr(settings, "validation", None)
     read = read_examples(settings, task, False, progress, say)
     if validation is not None:
@@ -269,8 +269,8 @@ def read_parts(
 def read_examples(
     settings: Any, task: LabelledTask, validation: bool, progress: Progress, say: Callable[[str], object]
 ) -> list[Example]:
-    """Read the examples of a source. `say` gets a line on records that are left out because a text is empty. Raises
-    ConfigError with a line for each record that cannot be read."""
+    """Read the examples of a source. `say` is called with a line on records that are left out because a text is empty.
+    Raises ConfigError with a line for each record that cannot be read."""
     source = settings.open_records(task.columns, task.keys, validation)
     progress("reading", 0, source.n_bytes)
     faults = Faults("data.validation" if validation else "data.path")
@@ -287,8 +287,8 @@ def read_examples(
 def settle_classes(
     parts: Mapping[Part, Sequence[Example]], labels: Sequence[str] | None, task: LabelledTask
 ) -> dict[str, int]:
-    """Number the classes: `labels`, or the sorted classes of the training part. Raises ConfigError for a record of any
-    other class, and for fewer than two classes."""
+    """Return the number of each class: of `labels`, or of the sorted classes of the training part. Raises ConfigError
+    for a record of any other class, and for fewer than two classes."""
     found = {name for example in parts["train"] for name in example.label}
     names = list(labels) if labels is not None else sorted(found, key=_order)
     if len(names) < 2:
@@ -313,14 +313,14 @@ def settle_classes(
 
 
 def _order(name: str) -> tuple[bool, int, str]:
-    """Sort key of class names: numbers by value, before all other names."""
+    """Sort key of class names: whole numbers by value, then all other names."""
     number = len(name) < 20 and name.removeprefix("-").isdecimal()
     return (not number, int(name) if number else 0, name)
 
 
 def count_numbers(parts: Mapping[Part, Sequence[Example]], known: Any = None) -> int:
-    """Count the numbers of a label. Raises ConfigError for a record with another count than `known`, or than the first
-    record if `known` is None."""
+    """Return the count of numbers in a label: `known`, or that of the first record. Raises ConfigError for a record
+    with another count."""
     every = [example for examples in parts.values() for example in examples]
     wanted, whose = (known, "the head") if known is not None else (len(every[0].label), every[0].where)
     for each in every:
@@ -338,8 +338,8 @@ def encode_part(
     say: Callable[[str], object],
     part: str,
 ) -> LabelledFile:
-    """Encode the examples of a part. `say` gets a line on texts that are truncated or left out. Raises ConfigError if
-    no text is left."""
+    """Encode the examples of a part. `say` is called with a line on texts that are truncated or left out. Raises
+    ConfigError if no text is left."""
     import numpy as np
 
     encoded = task.encode(examples, encoder)
@@ -362,7 +362,7 @@ def encode_part(
 
 
 def fingerprint(parts: Mapping[Part, Iterable[Example]], task: LabelledTask, limit: int, opens: bool) -> str:
-    """Hash the texts and labels of all rows, and the settings of their encoding; no file names or line numbers."""
+    """Hash the texts and labels of all rows, and the settings of their encoding, but no file names or line numbers."""
     whole = hashlib.blake2b(f"{type(task).__name__} {limit} {opens}".encode(), digest_size=16)
     for part, examples in parts.items():
         for each in examples:

@@ -40,7 +40,7 @@ class Permutation:
         self._shifts, self._keys = material[:, 0] % np.uint64(n), material[:, 1]
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
-        """Return the places, int64, to which the elements at `places` go. No two of 0 … n − 1 go to the same place."""
+        """Return the permuted index, int64, of each index in `places` (0 … n − 1)."""
         import numpy as np
 
         x, n, top = places.astype(np.uint64), np.uint64(self.n), np.uint64(63)
@@ -92,8 +92,8 @@ class Interleaving:
 
 
 def count_shares(weights: Sequence[Fraction]) -> tuple[list[int], int]:
-    """Scale weights to whole numbers without a common divisor. Returns these and their sum. Raises ConfigError if the
-    sum is above LONGEST_PERIOD."""
+    """Scale weights to whole numbers without a common divisor. Returns the whole numbers and their sum. Raises
+    ConfigError if the sum is above LONGEST_PERIOD."""
     scale = math.lcm(*(weight.denominator for weight in weights))
     whole = [int(weight * scale) for weight in weights]
     shares = [each // math.gcd(*whole) for each in whole]

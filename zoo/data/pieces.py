@@ -26,16 +26,16 @@ SPACE, LETTER, OTHER = range(3)
 
 
 class Pieces(NamedTuple):
-    """Facts about each id of a vocabulary [V]."""
+    """Arrays [V] that describe each id of a vocabulary."""
 
     ordinary: np.ndarray
-    """The ids of all but special tokens, sorted; not [V]."""
+    """The sorted ids of all tokens but special ones; shorter than V."""
     begins: np.ndarray
     """Whether a word begins with this token, whichever token precedes it."""
     first: np.ndarray
     """Kind of the token's first character after white space: LETTER or OTHER. It is SPACE if the token is white space
-    alone, and for all tokens of WordPiece. A word also begins where `first` differs from `last` of the token before,
-    unless that `last` is SPACE."""
+    alone, and for all tokens of WordPiece. A word also begins where `first` differs from the previous token's `last`,
+    unless that is SPACE."""
     last: np.ndarray
     """Kind of the token's last character, else SPACE as in `first`."""
     ends: np.ndarray
@@ -43,7 +43,7 @@ class Pieces(NamedTuple):
 
 
 def read_pieces(tokenizer: Tokenizer) -> Pieces:
-    """Read the vocabulary of a tokenizer."""
+    """Classify every token of a tokenizer's vocabulary."""
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     special = {number for number, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
     begins, ends = (np.zeros(tokenizer.vocab_size, bool) for _ in range(2))

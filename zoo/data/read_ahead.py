@@ -21,8 +21,7 @@ class ReadAhead:
 
     def take(self, first: int, count: int, step: int) -> Batch:
         """Return the batch of `count` rows from row `first`, and begin to read the batch that starts `step` rows later.
-        Errors of reading are raised here. A batch that was read ahead but is not the one requested, as after a run went
-        back, is dropped."""
+        Errors of the reading thread are raised here. A batch read ahead for other rows is dropped."""
         ready, self._next = self._next, None
         batch = ready[1].result() if ready is not None and ready[0] == (first, count) else self._make(first, count)
         key = first + step, count
@@ -30,7 +29,7 @@ class ReadAhead:
         return batch
 
     def peek(self) -> Batch | None:
-        """Return the batch that is read ahead, if any, and leave it to be taken. Waits until it is read."""
+        """Return the batch read ahead without taking it; None if there is none. Waits until it is read."""
         return None if self._next is None else self._next[1].result()
 
     def _make(self, first: int, count: int) -> Batch:

@@ -35,7 +35,7 @@ SIGNS = {
     "completion": "prompt_completion",
     "rejected": "preference",
 }
-"""The form of conversations (`zoo.data.chat.forms`) that a field is a sign of."""
+"""Maps a field name to the form of conversations (`zoo.data.chat.forms`) that has it, to suggest this form."""
 RATIO, SMALL = 100, 1 << 28
 """A compressed file is refused if it unpacks to more than SMALL bytes and more than RATIO times its size: text
 compresses to about a tenth."""
@@ -138,7 +138,7 @@ def is_text(text: object, column: str, where: str, faults: Faults) -> bool:
 
 
 def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> Document | None:
-    """Make a document of a record; None for a record without text, or with a fault, which goes to `faults`."""
+    """Make a document of a record; None for a record without text, or with a fault, which is added to `faults`."""
     texts = []
     for column in columns:
         if not has_fields(record, [column], name_keys(columns), where, faults):

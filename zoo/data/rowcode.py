@@ -66,7 +66,8 @@ class RowEncoder:
         return [self._place(words, text, *each) for words, text, each in zip(rows, texts, found, strict=True)]
 
     def _encode(self, inputs: Sequence[Any], less: int = 0) -> list[tuple[tokenizers.Encoding, int]]:
-        """Encode inputs of the tokenizer, truncated to `less` tokens below the limit, each with its length before."""
+        """Encode inputs, truncated to `limit - less` tokens. Returns each encoding with its length before
+        truncation."""
         with self._cutting(less) as backend:
             found = backend.encode_batch(inputs)
         long = [number for number, each in enumerate(found) if each.overflowing]
@@ -98,7 +99,7 @@ class RowEncoder:
         return EncodedRow(ids, types, [], len(ids) + sum(map(len, parts)) - sum(map(len, kept)))
 
     def _place(self, words: Sequence[str], text: str, found: tokenizers.Encoding, whole: int) -> EncodedRow:
-        """Make a row of encoded words, with the index of each word's first token. `whole` is its length before
+        """Make a row of encoded words, with the index of each word's first token. `whole` is the row's length before
         truncation."""
         starts, at = [], 0
         for word in words:

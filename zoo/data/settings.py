@@ -1,4 +1,4 @@
-"""Validate the `data` node: a kind for each source of text, and the tokenizer."""
+"""Validate the `data` node of a config: a class for each kind of source, and one for a mix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 ALWAYS_RENDERED = ("messages", "sharegpt", "alpaca")
-"""The forms that a chat template writes. The records of others may be plain texts."""
+"""The record formats that need a chat template. Records of the others may be plain texts."""
 SPLIT_TEMPLATE = (
     "data.tokenizer.split_special_tokens: is true, and transformers would split the special tokens of the chat "
     "template (null, or false)"
@@ -64,8 +64,8 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @property
     def content(self) -> str:
-        """The content of the documents. It is text, pairs of a source and a target, or what a chat template writes:
-        conversations, preferences (a better and a worse answer), or judgements (an answer, good or not)."""
+        """The kind of content: `text`, `pairs` (a source and a target), `conversations`, `preferences` (a better and a
+        worse answer) or `judgements` (an answer, good or not)."""
         return "text"
 
     @property
@@ -80,7 +80,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @property
     def needs_template(self) -> bool:
-        """Whether a chat template is stated, or needed for any records."""
+        """Whether the config states a chat template, or the format of a source needs one."""
         forms = {getattr(each.settings, "form", None) for each in self.sources.values()}
         return self.chosen_template is not None or not forms.isdisjoint(ALWAYS_RENDERED)
 
@@ -92,15 +92,15 @@ class DataSettings(Spec, axis="data", default="stdlib"):
         return self.documents
 
     def open(self, template: ChatTemplate | None = None, *, whole: bool = False) -> Documents:
-        """Open the source as documents, with those of the setting `validation` unless it is read `whole`. `template`
-        writes conversations. Raises ConfigError if a source is missing."""
+        """Open the source as documents; unless `whole`, with the documents that the setting `validation` names.
+        `template` renders conversations. Raises ConfigError if a source is missing."""
         train = self.open_part(template)
         if whole or getattr(self, "validation", None) is None:
             return train
         return WithValidation(train, self.open_part(template, validation=True))
 
     def open_part(self, template: ChatTemplate | None, *, validation: bool = False) -> Documents:
-        """Open the documents at the path, or with `validation` those that the setting `validation` names."""
+        """Open the documents at `path`, or with `validation` the documents that the setting `validation` names."""
         raise NotImplementedError
 
 
@@ -112,7 +112,7 @@ class WeightedSource(NamedTuple):
 
 
 class Stdlib(DataSettings, kind="stdlib"):
-    """The source of Python's standard library on this machine, without its tests."""
+    """The source code of Python's standard library on this machine, without its tests."""
 
     path: str | None = None
 
@@ -151,10 +151,10 @@ class RecordSettings(DataSettings):
     objective with labels names its fields itself. `validation` names the validation records: files, or for `hf` a split
     (null: `validation_fraction` of all records).
 
-    With a `form` a record is a conversation: `messages` (and `tools`), `prompt_completion`, `sharegpt` or `alpaca`; or
-    a prompt with two answers (`preference`: `chosen` and `rejected`) or with one and its `label` (`unpaired`).
-    `template` writes the conversation: a built-in template or a file; null is the template in the tokenizer's
-    folder. A row holds several conversations that do not see one another, or only one if `packing` is false.
+    With a `form` a record is a conversation (`messages`, `prompt_completion`, `sharegpt`, `alpaca`), a prompt with two
+    answers to compare (`preference`), or a prompt with a judged answer (`unpaired`). `template` renders the
+    conversation: a built-in template or a file; null is the template in the tokenizer's folder. A row holds several
+    conversations that do not attend to one another, or only one if `packing` is false.
     """
 
     reader: ClassVar[type[RecordFiles]]
@@ -166,16 +166,17 @@ class RecordSettings(DataSettings):
     target: Annotated[str | None, Default] = None
     validation: str | None = None
     form: Literal["messages", "prompt_completion", "sharegpt", "alpaca", "preference", "unpaired"] | None = None
-    """What a record says a conversation in; null: it is a text or a pair. `messages`: a list of messages with role and
+    """The format of conversations; null: a record is a text or a pair. `messages`: a list of messages with role and
     content, and `tools`; `prompt_completion`: two texts, or two lists of messages; `sharegpt`: a list `conversations`
     of `from` and `value`; `alpaca`: `instruction`, `input` and `output`, by Alpaca's prompt; `preference`: `prompt`,
     `chosen` and `rejected`; `unpaired`: `prompt`, `completion` and a `label` (true or false)."""
     template: str | None = None
-    """The chat template that writes conversations; null: that of the tokenizer's folder. `plain`: lines of
-    `role: content`, an answer ended by the end of text, for any tokenizer; `chatml`: for a tokenizer that has its
-    special tokens; `FILE`: a file in Jinja."""
+    """The chat template of conversations; null: the template in the tokenizer's folder. `plain`: lines of `role:
+    content` with an end of text after each answer, for any tokenizer; `chatml`: for a tokenizer with ChatML's special
+    tokens; `FILE`: a Jinja file."""
     packing: bool | None = None
-    """Whether a row has several conversations, which do not see one another; null: it has. `false`: one in a row."""
+    """Whether a row packs several conversations, which do not attend to one another; null: true. `false`: one per
+    row."""
 
     @field_validator("path")
     @classmethod
@@ -251,15 +252,16 @@ class RecordSettings(DataSettings):
     def open_records(
         self, columns: tuple[str, ...], keys: str, validation: bool = False, optional: tuple[str, ...] = ()
     ) -> RecordSource:
-        """Open all records, or with `validation` those of the setting, to read `columns` and, if present, the
-        `optional` ones. `keys` are the config keys that chose the columns. Raises ConfigError if there are no files."""
+        """Open the records at `path`, or with `validation` those that this setting names, to read `columns` and, if
+        present, `optional` fields. `keys` are the config keys that chose the columns. Raises ConfigError if there are
+        no files."""
         name = "validation" if validation else "path"
         files = find_files(str(getattr(self, name)), self.reader.suffixes, f"data.{name}")
         return self.reader(files, columns, keys, optional)
 
 
 class Jsonl(RecordSettings, kind="jsonl"):
-    """JSON Lines: a file, a folder of them, or a pattern (`*.jsonl`); packed by gzip or zstd too."""
+    """JSON Lines: a file, a folder of them, or a pattern (`*.jsonl`); gzip and zstd are decompressed."""
 
     reader: ClassVar[type[RecordFiles]] = JsonLines
 

@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ShardRecord(JsonShape):
-    """The schema of a shard's record. Its name is a file name without a path: the files are in the record's folder."""
+    """The schema of a shard's record. `name` is a file name without a path: the files are in the record's folder."""
 
     name: Annotated[str, Field(pattern=r"^[a-z]{1,16}-[0-9]{5,9}$")]
     n_tokens: Count

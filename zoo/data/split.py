@@ -12,7 +12,7 @@ from zoo.errors import ConfigError, ZooError
 Part = Literal["train", "validation"]
 
 Texts = tuple[str, ...]
-"""A document as text: one, or a source and its target."""
+"""The texts of a document (`zoo.data.corpus.Document`)."""
 
 MOST_BLOCKS = 10  # contiguous blocks of validation text in one large file
 LONGEST = 1 << 20
@@ -22,7 +22,8 @@ PIECES_PER_BLOCK = 2  # fewest pieces in a block, where a file has several block
 
 
 def hash_text(text: str) -> bytes:
-    """Hash a text with all white space made single spaces, so that a copy with other line ends is a duplicate."""
+    """Hash a text with each run of white space replaced by a space, so that copies with other line ends are
+    duplicates."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
@@ -104,7 +105,7 @@ def measure_unit(document: Document) -> Unit:
 
 
 def describe_copies(train: Iterable[Hashable], validation: Iterable[Hashable]) -> Iterator[str]:
-    """Report how many texts of a separate `validation` source are also in the training data."""
+    """Yield a warning if texts of a separate `validation` source are also in the training data, with their number."""
     if not (held := [*validation]):
         return
     known = {*train}
@@ -159,8 +160,8 @@ def sample_within(units: list[Unit], numbers: list[int], room: int, most: int = 
 
 
 def join_pieces(documents: Iterable[Document], parts: Iterable[Part | None]) -> Iterator[tuple[Part, Texts]]:
-    """Yield texts with their part, without the documents that have none. Consecutive pieces of a file in one part are
-    joined; a text of more than LONGEST characters is cut where a paragraph ends.
+    """Yield texts with their part; documents whose part is None are left out. Consecutive pieces of a file in one part
+    are joined; a text of more than LONGEST characters is cut where a paragraph ends.
 
     Raises ZooError when the corpus no longer has as many documents as there are parts.
     """

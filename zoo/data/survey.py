@@ -49,7 +49,7 @@ class LowestHashes:
         self._heap: list[tuple[int, int, int, Document]] = []  # a heap, highest hash on top
 
     def add(self, number: int, unit: Unit, document: Document) -> None:
-        """Keep a document, then drop documents of the highest hashes as long as the rest fill the room."""
+        """Add a document, then drop the documents of highest hash while the others still have `room` bytes."""
         if not self.room:
             return
         heapq.heappush(self._heap, (-int.from_bytes(unit.key[8:]), number, unit.size, document))

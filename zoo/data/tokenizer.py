@@ -40,7 +40,7 @@ KNOWN = {
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer`, the token that ends a text, and how text is encoded, alike for training, evaluation and
+    """A `tokenizers.Tokenizer` with its end-of-text token, and one way to encode text for training, evaluation and
     generation.
 
     `split` (transformers' `split_special_tokens`): if true, special tokens spelled in a text are plain characters, so
@@ -51,7 +51,7 @@ class Tokenizer:
 
     files: Path | None = None
     template: str | None = None
-    """A chat template to write in place of that of the files."""
+    """A chat template that `save` writes in place of the one in `files`."""
 
     def __init__(
         self, backend: tokenizers.Tokenizer, eos: str = EOS, *, split: bool = False, adds: bool = True
@@ -73,7 +73,8 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def add_special(self, names: Sequence[str]) -> None:
-        """Append the special tokens that the vocabulary lacks. Texts spell them (`<mask>`), and so are not split."""
+        """Append the special tokens that the vocabulary lacks. `split` becomes false, because texts spell these tokens
+        (`<mask>`)."""
         if self.backend.add_special_tokens([name for name in names if self.backend.token_to_id(name) is None]):
             self.grown, self.split = True, False
         self.__dict__.pop("vocab_size", None)
@@ -149,7 +150,7 @@ class Tokenizer:
 
         tokenizer.json is written anew only if tokens were added, and tokenizer_config.json only if the run named
         another end of text or another `split`. A tokenizer that was trained here, or a tokenizer.json that came alone,
-        gets a tokenizer_config.json; `limit` is the length of the model's texts.
+        gets a tokenizer_config.json; `limit` is the model's longest text in tokens (`model_max_length`).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,8 +180,8 @@ class Tokenizer:
         return self.backend.token_to_id(stated["pad_token"]) if "pad_token" in stated else None
 
     def _describe(self, limit: int | None) -> dict[str, Any]:
-        """Make the tokenizer_config.json of a tokenizer that has none. Without a token for padding, texts are padded by
-        the token that ends them."""
+        """Make the tokenizer_config.json of a tokenizer that has none. The end of text pads if there is no padding
+        token."""
         known = {**KNOWN, "pad_token": ("<pad>", "[PAD]", self.eos)}
         there = {
             name: next((each for each in spelled if self.backend.token_to_id(each) is not None), None)
@@ -223,8 +224,8 @@ class Tokenizer:
 
 
 def find_eos(backend: tokenizers.Tokenizer, file: Path, where: str) -> str | None:
-    """Find the token that ends a text: what tokenizer_config.json beside `file` says, else the first of its common
-    spellings that the vocabulary has."""
+    """Find the token that ends a text: the `eos_token` of the tokenizer_config.json next to `file`, else the first of
+    KNOWN_EOS in the vocabulary; None if there is none."""
     stated = read_special_token(file, "eos_token", where)
     return stated or next((known for known in KNOWN_EOS if backend.token_to_id(known) is not None), None)
 
@@ -289,14 +290,14 @@ def _read_checked(file: Path, where: str, shape: Any, most: int = SETTINGS) -> d
 
 
 def read_settings(file: Path, where: str) -> dict[str, Any]:
-    """Read the tokenizer_config.json beside a tokenizer.json; empty if there is none."""
+    """Read the tokenizer_config.json next to a tokenizer.json; empty if there is none."""
     config = file.with_name("tokenizer_config.json")
     return _read_checked(config, where, TokenizerConfig) if config.is_file() else {}
 
 
 def read_special_token(file: Path, name: str, where: str) -> str | None:
-    """Read a special token (`eos_token`, `mask_token`) from the tokenizer_config.json beside a tokenizer.json: a
-    string, or an object with its `content`."""
+    """Read a special token (`eos_token`, `mask_token`) from the tokenizer_config.json next to a tokenizer.json: a
+    string, or an object with its `content`. None if there is none."""
     stated = read_settings(file, where).get(name)
     return stated.get("content") if isinstance(stated, dict) else stated
 

@@ -28,7 +28,7 @@ class TokenizerSettings(Spec, axis="tokenizer", default="bpe"):
 
     @property
     def adds(self) -> bool:
-        """Whether a text gets the tokens that the tokenizer's file puts around a text, as in generation."""
+        """Whether encoding adds the tokens that the tokenizer's file puts around a text."""
         return self.add_special_tokens is not False
 
     @property
@@ -80,5 +80,5 @@ class Bytes(TokenizerSettings, kind="byte"):
 
 class TokenizerFile(TokenizerSettings, kind="file"):
     """The tokenizer.json at `path`, or in the folder there. `eos` names the token that ends a text. As in transformers,
-    a text gets the tokens that the file puts around one (`add_special_tokens`), and special tokens spelled in it are
-    special unless `split_special_tokens` (null: as tokenizer_config.json says)."""
+    the tokens that the file puts around a text are added (`add_special_tokens`), and special tokens spelled in a text
+    are special unless `split_special_tokens` (null: as tokenizer_config.json says)."""

@@ -63,7 +63,8 @@ class TokenFile:
         return self.ids[start : start + seq_len + 1].astype(np.int64)
 
     def count_cut(self, number: int, seq_len: int) -> list[int]:
-        """Count the tokens that each document of a row loses because rows have `seq_len`; [] if none can."""
+        """Count the tokens that each document of row `number` loses to truncation at `seq_len`; [] if none can be
+        lost."""
         return []
 
     def describe_cuts(self, of: str, seq_len: int, cure: Callable[[int], str] = "seq_len={}".format) -> Iterator[str]:
@@ -142,8 +143,8 @@ def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """Copy to a device what of a batch is not there, without waiting for the copy. The copy is queued on the stream
-    that computes: of some hundred KB a step, it takes microseconds that a stream of its own would not repay."""
+    """Copy a batch to a device without waiting; tensors already there stay. The copy is queued on the stream that
+    computes: some hundred KB a step take microseconds, which a second stream would not repay."""
     if device.type == "cuda":
         return map_tensors(
             batch, lambda rows: rows if rows.is_cuda else rows.pin_memory().to(device, non_blocking=True)
@@ -158,12 +159,12 @@ def map_tensors(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 Collate = Callable[[Any, Sequence[tuple[int, int]]], Batch]
 """Makes a batch of rows of ids [B, T + 1], or of B pairs of ids, given each row's epoch and number. Random draws are a
-function of these and a seed."""
+function of a seed, the epoch and the number."""
 
 
 def to_next_tokens(rows: np.ndarray, keys: Sequence[tuple[int, int]] = (), *, eos_id: int, documents: bool) -> Batch:
-    """Make a batch of rows of T + 1 ids for next-token prediction; nothing in it is random. An EOS belongs to the
-    document that it opens: as an input it does not see the document before."""
+    """Make a next-token batch of rows of T + 1 ids; nothing in it is random. An EOS belongs to the document that it
+    opens: as an input it does not attend to the document before."""
     import torch
 
     ids = torch.from_numpy(rows)
@@ -200,9 +201,9 @@ class Place(NamedTuple):
 class Batches:
     """Endless shuffled batches. Each epoch is another permutation of the same windows, whose inputs do not overlap.
 
-    Row n is a function of (seed, n) alone: sources take turns by weight (`Interleaving`), and each gives its windows in
-    an order of its own. So the position is one count, `consumed`, and the stream of rows stays the same when the batch
-    size changes. A batch in which an epoch ends is filled from the next epoch: all batches have one shape.
+    Row n is a function of (seed, n) alone: sources take turns by weight (`Interleaving`), and each source permutes its
+    own windows. So the position is one count, `consumed`, and the stream of rows stays the same when the batch size
+    changes. A batch in which an epoch ends is filled from the next epoch: all batches have one shape.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Chat data: templates, conversations as text, the answers in them as tokens, and rows of them."""
+"""Chat data: render conversations with a template, encode the answers, and batch them."""

@@ -1,5 +1,5 @@
 # L tokens of conversations, B rows of T tokens
-"""Rows of conversations: several in a row, kept apart, or one in each."""
+"""Read and batch rows of conversations: several packed in a row without attention between them, or one in a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.errors import ConfigError
 
 
 class TurnRow(NamedTuple):
-    """The conversations of a row: their ids [L], whether the loss is on each [L], and its conversation's number [L]."""
+    """A row of L tokens: ids [L], whether each token gets a loss [L], and the number of its conversation [L]."""
 
     ids: np.ndarray
     learned: np.ndarray
@@ -26,8 +26,8 @@ class TurnRow(NamedTuple):
 
 
 class TurnCuts(NamedTuple):
-    """The tokens of conversations that fit rows of some length: the number `kept` of each, up to the end of an answer
-    (0: not even the first answer fits), and the number of tokens up to its last answer."""
+    """Token counts [N] of N conversations cut to a row length: `kept` up to the end of the last answer that fits (0:
+    none fits), and `whole` up to the end of the last answer."""
 
     kept: np.ndarray
     whole: np.ndarray
@@ -35,14 +35,14 @@ class TurnCuts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnFile(TokenFile):
-    """One part of a corpus of conversations. The sequences of a document take turns: not learned, learned, …
+    """One split of a corpus of conversations. In each document, sequences without and with a loss alternate.
 
-    A row holds whole conversations of at most T + 1 tokens, the last of each as a target only. A longer conversation
-    is cut after the last answer that fits. With `packed` a row holds several.
+    A row holds whole conversations of at most T + 1 tokens, the last token of each as a target only. A longer
+    conversation is cut after the last answer that fits. With `packed` a row holds several conversations, else one.
     """
 
     sequences: Callable[[], tuple[np.ndarray, np.ndarray]] = field(compare=False, repr=False)
-    """Reads the number of tokens of each sequence, and of sequences in each document."""
+    """Reads two arrays: the number of tokens of each sequence, and the number of sequences of each document."""
     packed: bool
 
     @cached_property
@@ -68,8 +68,8 @@ class TurnFile(TokenFile):
 
     @cached_property
     def plan(self) -> Callable[[int], tuple[TurnCuts, list[list[int]]]]:
-        """Plan rows of a length, once each: return the cuts, and the numbers of each row's conversations. Raises
-        ConfigError if no conversation has an answer that fits."""
+        """A cached function of `seq_len` that plans the rows: it returns the cuts, and the numbers of each row's
+        conversations. It raises ConfigError if no conversation has an answer that fits."""
 
         @cache
         def plan(seq_len: int) -> tuple[TurnCuts, list[list[int]]]:
@@ -99,7 +99,8 @@ class TurnFile(TokenFile):
         return self.read_conversations([(each, int(cuts.kept[each])) for each in rows[number]])
 
     def read_conversations(self, which: Sequence[tuple[int, int]]) -> TurnRow:
-        """Read several conversations as one row. `which` has the number of each and its tokens to read."""
+        """Read several conversations as one row. `which` lists pairs: a conversation's number, and its tokens to
+        read."""
         (sizes, firsts, starts), ids, learned = self.layout, [], []
         for each, kept in which:
             runs = sizes[firsts[each] : firsts[each + 1]]
@@ -109,7 +110,7 @@ class TurnFile(TokenFile):
         return TurnRow(np.concatenate(ids), np.concatenate(learned), numbers)
 
     def describe_cuts(self, of: str, seq_len: int, cure: Callable[[int], str] = "seq_len={}".format) -> Iterator[str]:
-        """Yield a line on conversations that lose answers, and one on those that are left out."""
+        """Yield a message on conversations that lose answers, and a message on conversations that are left out."""
         kept, whole = self.cut(seq_len)
         whats = {
             "lose what follows the last answer that fits": (kept > 0) & (kept < whole),
@@ -121,8 +122,8 @@ class TurnFile(TokenFile):
 
 
 def pack_best_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
-    """Pack items into rows of `room` by best-fit decreasing: the longest first, each into the fullest row that still
-    has room for it (Ding et al., 2024). Returns the numbers of each row's items."""
+    """Pack items into rows of `room` tokens by best-fit decreasing: the longest first, each into the fullest row that
+    still has room for it (Ding et al., 2024). Returns the numbers of each row's items."""
     rows: list[list[int]] = []
     free: dict[int, list[int]] = {}  # rows by the room that is left in them
     rooms: list[int] = []  # its keys, in order
@@ -146,9 +147,9 @@ def pack_best_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
 
 
 def collate_turns(rows: Sequence[TurnRow], keys: Any, *, eos_id: int, seq_len: int, packed: bool) -> Batch:
-    """Make a batch of rows [B, T], padded at their end, for next-token prediction; nothing in it is random. The last
-    token of a conversation is a target only. With `packed` tokens see their own conversation alone; padding has a
-    number of its own."""
+    """Make a next-token batch of rows [B, T], padded at their end; nothing in it is random. The last token of a
+    conversation is a target only. With `packed` the batch has document numbers, so that a token attends to its own
+    conversation alone; padding has a separate number."""
     made = []
     for ids, learned, numbers in rows:
         inside = numbers[1:] == numbers[:-1]

@@ -1,6 +1,6 @@
-"""Read the forms in which chat and instruction data are published, as conversations.
+"""Read the published formats of chat and instruction data as conversations: messages, ShareGPT, Alpaca, preferences.
 
-A record that cannot be read is named by its file and line.
+An error names the file and line of its record.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SHAREGPT = {
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
-"""The roles of ShareGPT's `from`."""
+"""Maps the values of ShareGPT's `from` to roles."""
 
 SAYING = ("content", "tool_calls", *REASONING)
-"""The keys under which a message says something."""
+"""The keys of a message that hold its text, tool calls or reasoning."""
 
 ALPACA = """\
 Below is an instruction that describes a task{}. Write a response that appropriately completes the request.
@@ -46,20 +46,20 @@ Below is an instruction that describes a task{}. Write a response that appropria
 
 
 class Dialogue(NamedTuple):
-    """The messages of a record and its tools. Answers from message `first` on are learned."""
+    """The messages and the tools of a record. Only answers from message number `first` on get a loss."""
 
     messages: list[Message]
     tools: list[Any] | None = None
     first: int = 0
 
     def is_silent(self) -> bool:
-        """Whether all answers to learn are empty: no content, no call of a tool and no reasoning."""
+        """Whether all answers with a loss are empty: no content, tool call or reasoning."""
         answers = [each for each in self.messages[self.first :] if each["role"] == ANSWERS]
         return bool(answers) and not any(str(each.get(key) or "").strip() for each in answers for key in SAYING)
 
 
 Pair = tuple[str, str]
-"""A prompt and its completion, plain texts that no template writes."""
+"""A prompt and its completion, both plain text: no template renders them."""
 
 
 class JudgedAnswers(NamedTuple):
@@ -71,24 +71,24 @@ class JudgedAnswers(NamedTuple):
 
 
 Report = Callable[[str], object]
-"""Called with a fault of a record: what is wrong, what was found, what would do."""
+"""Called with the message on a faulty record."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of records: the fields that it needs and those that it may have; `named` are the settings that give the
-    first fields other names. `read` makes a conversation of a record's values, or None after reporting a fault."""
+    """A format of records: its required fields `columns`, and its `optional` fields. `named` lists the settings that
+    rename the first columns. `read` makes a conversation of a record's values, or reports a fault and returns None."""
 
     columns: tuple[str, ...]
     read: Callable[[list[Any], Mapping[str, Any], Report], Dialogue | Pair | JudgedAnswers | None]
     named: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     content: str = "conversations"
-    """What the records are (`zoo.data.settings.DataSettings.content`)."""
+    """The kind of content (`zoo.data.settings.DataSettings.content`)."""
 
 
 def read_messages(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
-    """Read `messages`, each with role and content; `tools` are a list, or its JSON text."""
+    """Read `messages` (each with role and content) and `tools` (a list, or its JSON text)."""
     if faults := list_faults(values[0]):
         report(faults[0])
         return None
@@ -153,7 +153,7 @@ def read_unpaired(values: list[Any], record: Mapping[str, Any], report: Report) 
 def answer_prompt(
     prompt: Any, name: str, answer: Any, record: Mapping[str, Any], report: Report
 ) -> Dialogue | Pair | None:
-    """Make a conversation of a prompt and an answer that says something."""
+    """Make a conversation of a prompt and an answer, the value of the field `name`. An empty answer is a fault."""
     said = [each for each in (answer if isinstance(answer, list) else [{"content": answer}]) if each]
     if all(
         isinstance(each, Mapping) and not (str(each.get("content") or "").strip() or "tool_calls" in each)
@@ -165,7 +165,7 @@ def answer_prompt(
 
 
 def read_sharegpt(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
-    """Read ShareGPT's `conversations`, each with `from` and `value`; a field `system` goes before them."""
+    """Read ShareGPT's `conversations` (each with `from` and `value`). A field `system` becomes the first message."""
     messages: list[Message] = []
     if isinstance(system := record.get("system"), str) and system:
         messages.append({"role": "system", "content": system})
@@ -179,7 +179,7 @@ def read_sharegpt(values: list[Any], record: Mapping[str, Any], report: Report) 
 
 
 def read_alpaca(values: list[Any], record: Mapping[str, Any], report: Report) -> Dialogue | None:
-    """Read an instruction, its input if there is one, and the output, as one turn by Alpaca's own prompt."""
+    """Read Alpaca's `instruction`, optional `input` and `output`: a user message in Alpaca's prompt, and its answer."""
     instruction, output = values
     given = record.get("input") or ""
     for name, text in (("instruction", instruction), ("input", given), ("output", output)):
@@ -203,24 +203,26 @@ FORMS = {
 
 @dataclass
 class Conversations:
-    """Records as conversations: documents of a prompt and its completion, or of the parts of `Turns`; a comparison has
-    two of these (`join_answers`)."""
+    """A source of records read as conversations. A document has the texts of a prompt and its completion, or those of
+    `Turns`; a document of two answers to compare has two conversations (`join_answers`)."""
 
     source: RecordSource
     form: Form
     template: ChatTemplate | None
-    """None if the tokenizer's folder has none, which pairs of texts do not need."""
+    """None if the tokenizer's folder has no template; pairs of plain texts need none."""
     keys: str
     counts: Counter[str] = field(default_factory=Counter)
-    """Of the last reading: the `records`, those with `silent` answers, those `rendered` by the template, the `passed`
-    answers (`Turns`), the conversations that `have_passed` ones, and the `chosen` and the `rejected` answers."""
+    """Counts of the last pass: `records`; records with empty answers (`silent`); conversations `rendered` by the
+    template; answers that could not be located (`passed`) and conversations with such answers (`have_passed`); `chosen`
+    and `rejected` answers."""
 
     @property
     def n_bytes(self) -> int:
         return self.source.n_bytes
 
     def __iter__(self) -> Iterator[Document]:
-        """Render every record. Raises ConfigError with a line for each bad record, or if there is none."""
+        """Yield a document for each record. Raises ConfigError with a line for each bad record, or if no record is
+        usable."""
         faults, found = Faults(), False
         self.counts.clear()
         for where, record in self.source.read(faults):
@@ -233,8 +235,8 @@ class Conversations:
         self.source.refuse_nothing(found)
 
     def render(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Make the texts of a record; None if its answers are empty, or if it has a fault, which is added to `faults`.
-        Raises ConfigError if no record can be written."""
+        """Return the texts of a record; None if its answers are empty, or if it has a fault, which is added to
+        `faults`. Raises ConfigError if the template cannot render any record."""
         columns = self.source.columns
         if not has_fields(record, columns, self.keys, where, faults):
             return None
@@ -255,14 +257,14 @@ class Conversations:
         return None if lacks else join_answers(texts[0] or (), texts[1] or ())
 
     def says_nothing(self, read: Dialogue | Pair) -> bool:
-        """Whether the answers of a record are empty. An answer with a misspelt role is not: `write` reports the
-        role."""
+        """Whether the answers of a record are empty. False for a record with an unknown role, which `write` reports."""
         if not isinstance(read, Dialogue):
             return not read[1].strip()
         return read.is_silent() and not (self.template and self.template.list_unknown_roles(read.messages, read.tools))
 
     def write(self, read: Dialogue | Pair, names: Sequence[str], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Make the texts of the conversation in the fields `names`; None for a faulty one."""
+        """Return the texts of a conversation that was read from the fields `names`; None if it has a fault. Raises
+        ConfigError for a missing or broken template."""
         if not isinstance(read, Dialogue):
             return read if all(map(is_text, read, names, (where,) * 2, (faults,) * 2)) else None
         report = partial(self.report, where, faults)
@@ -287,8 +289,8 @@ class Conversations:
         faults.add(f"{where}: {fault}")
 
     def describe_passed(self) -> Iterator[str]:
-        """Describe the conversations and answers that are not learned. Say if all answers have the same label, and if
-        nothing that generation could stop at follows an answer."""
+        """Yield warnings: all answers have the same label; no text to stop at follows an answer; conversations have
+        empty answers; answers get no loss."""
         good, bad = self.counts["chosen"], self.counts["rejected"]
         if bool(good) != bool(bad):
             stated, lacking = ("true", "false") if good else ("false", "true")
@@ -308,7 +310,7 @@ class Conversations:
 
 
 def join_answers(chosen: Sequence[str], rejected: Sequence[str]) -> tuple[str, ...]:
-    """Join the texts of two conversations into one document, of which each conversation is one half. Empty texts at the
-    end of each give both the same even number of texts. So learned and unlearned texts still take turns."""
+    """Join the texts of two conversations into one document, half each. Both halves are padded with empty texts to the
+    same even length, so that texts without and with a loss still alternate."""
     half = max(len(chosen), len(rejected)) + 1 & ~1
     return tuple(text for each in (chosen, rejected) for text in (*each, *[""] * (half - len(each))))

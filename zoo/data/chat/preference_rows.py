@@ -1,5 +1,5 @@
 # B records, T tokens
-"""Rows of preferences: a record's two answers, which stay together."""
+"""Read and batch rows of preference data. A row holds both answers of a record."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from zoo.errors import ConfigError
 
 @dataclass
 class RecordNumbers:
-    """Numbers of each record of a split, [N, R], computed before rows are read: the log-probability, under the starting
-    weights, of the R rows that an objective makes of a record (`zoo.training.objective.kept_reference`). NaN where none
-    is needed."""
+    """Reference log-probabilities [N, R] of the N records of a split, under the starting weights: one for each of the R
+    rows that an objective makes of a record (`zoo.training.objective.kept_reference`). NaN where none is needed; None
+    before they are computed."""
 
     values: np.ndarray | None = None
 
 
 AnswerPair = tuple[TurnRow, TurnRow]
-"""The two conversations of a record, the better first. One that the record lacks has no tokens."""
+"""The two conversations of a record, the better one first. A missing conversation has no tokens."""
 
 
 class PreferenceRow(NamedTuple):
-    """The answers of a record, its numbers [R] if there are any, and a function that reads the answers of the previous
-    record. The record before the first is the last."""
+    """A record's answers, its reference log-probabilities [R] or None, and a function that reads the answers of the
+    previous record (for the first record, those of the last)."""
 
     answers: AnswerPair
     reference: np.ndarray | None
@@ -41,30 +41,32 @@ class PreferenceRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceFile(TurnFile):
-    """One part of a corpus of preferences. The first half of a document's sequences is one conversation, the second
-    half the other.
+    """One split of a corpus of preferences. The first half of a document's sequences is the better conversation, the
+    second half the worse.
 
-    A row is one record. Records with a conversation of more than T tokens are left out, because an answer without its
-    end is a different answer.
+    A row is one record. Records with a conversation of more than T tokens are left out, because a truncated answer is a
+    different answer.
     """
 
     reference: RecordNumbers = field(default_factory=RecordNumbers, compare=False, repr=False)
 
     @cached_property
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The layout of a TurnFile, for conversations: those of record n have the numbers 2n and 2n + 1."""
+        """`TurnFile.layout` with a conversation in place of a document. Record n has the conversations 2n and 2n +
+        1."""
         sizes, counts = self.sequences()
         firsts = np.concatenate([[0], np.cumsum(np.repeat(counts // 2, 2))])
         return sizes, firsts, 1 + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[firsts[:-1]]
 
     @cached_property
     def measured(self) -> np.ndarray:
-        """The tokens [N, 2] of each conversation up to the end of its last answer; 0 where a record has none."""
+        """The number of tokens [N, 2] of each conversation up to the end of its last answer; 0 for a missing one."""
         return self.cut(0).whole.reshape(-1, 2)
 
     @cached_property
     def records(self) -> Callable[[int], np.ndarray]:
-        """Return the numbers of the records that are whole in rows of a length. Raises ConfigError if none is."""
+        """A cached function of `seq_len` that returns the numbers of the records that fit. It raises ConfigError if
+        none fits."""
 
         @cache
         def records(seq_len: int) -> np.ndarray:
@@ -105,17 +107,17 @@ class PreferenceFile(TurnFile):
 
 
 def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records for next-token prediction: rows [2B, T], padded at their end, and row numbers [2B].
-    Record n has the rows 2n and 2n + 1. Nothing in it is random. T is the length of the longest row, rounded up to a
-    multiple of STEP; with `one_shape` it is `seq_len`."""
+    """Make a next-token batch of B records: rows [2B, T], padded at their end. Record n has the rows 2n and 2n + 1.
+    Nothing in it is random. T is the length of the longest row, rounded up to a multiple of STEP; with `one_shape` it
+    is `seq_len`."""
     turns = [each for row in rows for each in row.answers]
     return predict_next(rows, turns, pad_id, choose_width(turns, seq_len, one_shape))
 
 
 def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records with mismatched completions, as `collate_answers` does. A record has four rows of [4B,
-    T]: its two answers, then each of its prompts with a completion of the record before. Rows that a record lacks are
-    padding."""
+    """Make a batch of B records with mismatched completions too: rows [4B, T], padded as by `collate_answers`. A record
+    has four rows: its two answers, then each of its prompts with a completion of the previous record. Rows of a missing
+    answer are padding."""
     turns = []
     for row in rows:
         before = row.read_before()
@@ -124,8 +126,8 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq
 
 
 def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
-    """Join an answer's prompt to a completion of the record `before`: the one with the same number, if there is one. At
-    most `seq_len` tokens are kept."""
+    """Join an answer's prompt to a completion of the previous record, and cut it to `seq_len` tokens. The completion is
+    that of answer `number`, or of the other answer if this one is missing."""
     other = before[number] if len(before[number].ids) else before[1 - number]
     if not len(answer.ids):
         return answer
@@ -135,8 +137,8 @@ def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> 
 
 
 def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
-    """Make a batch of B records for a head that reads whole rows, as `collate_answers` does, but with every token of a
-    conversation as an input. Targets [2B, 1] are 1 for the better answer and 0 for the other."""
+    """Make a batch of B records for a head that scores whole rows: rows [2B, T] as by `collate_answers`, but with every
+    token as an input. Targets [2B, 1] are 1 for the better answer and 0 for the other."""
     turns = [each for row in rows for each in row.answers]
     width = choose_width(turns, seq_len, one_shape)
     there = [np.ones(len(each.ids), np.int64) for each in turns]
@@ -148,7 +150,7 @@ def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_
 
 
 def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], pad_id: int, width: int) -> Batch:
-    """Make a batch of conversations, several for each record, of which every token predicts the next."""
+    """Make a next-token batch of conversations, padded to `width`. Only answers get a loss."""
     targets = [np.where(each.learned, each.ids, IGNORED)[1:] for each in turns]
     known = [row.reference for row in rows if row.reference is not None]
     return Batch(
@@ -159,6 +161,6 @@ def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], pad_id
 
 
 def choose_width(turns: Sequence[TurnRow], seq_len: int, one_shape: bool) -> int:
-    """Choose the width of a batch of conversations."""
+    """Choose T: `seq_len` with `one_shape`, else the longest conversation rounded up to a multiple of STEP."""
     longest = max(len(each.ids) for each in turns)
     return seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)

@@ -21,7 +21,7 @@ START = 60.0  # seconds that the process may take to start, on a busy machine
 PATIENCE = 5.0  # seconds of wall-clock time for one text; the process itself stops after 0.5 s of processor time
 
 VIEWS = 16
-"""The most texts of one job."""
+"""The largest number of texts in one job."""
 
 
 class BrokenTemplate(ConfigError):
@@ -29,7 +29,8 @@ class BrokenTemplate(ConfigError):
 
 
 class RenderedView(NamedTuple):
-    """A rendered conversation, or its beginning, and the spans that the template marks as the assistant's."""
+    """A rendered conversation, or its beginning, and the spans (in characters) that the template marks as the
+    assistant's."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -52,9 +53,9 @@ class Renderer:
     def render_views(
         self, template: str, values: Mapping[str, object], views: Sequence[tuple[int | None, bool]], day: str = ""
     ) -> list[RenderedView]:
-        """Render a text for each of the `views`: the number of leading messages (None: all), and add_generation_prompt.
-        `day` is what the template takes for today. Raises ConfigError as `render` does, BrokenTemplate for a syntax
-        error."""
+        """Render a text for each of the `views`, which give the number of leading messages (None: all) and
+        add_generation_prompt. `day` is the template's present date, in ISO form (empty: the real one). Raises
+        ConfigError as `render` does, BrokenTemplate for a syntax error."""
         if len(views) > VIEWS:  # the limits are for a few texts
             parts = [views[first : first + VIEWS] for first in range(0, len(views), VIEWS)]
             return [each for part in parts for each in self.render_views(template, values, part, day)]

@@ -37,10 +37,9 @@ MARKS = re.compile(r"\{%-?\s*generation\b")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """The roles of published templates."""
 SPECIAL = re.compile(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<(?:start|end)_of_turn>")
-"""Spellings of special tokens that no text has by chance; DeepSeek's have fullwidth bars."""
+"""Matches the spelling of special tokens, which no ordinary text contains; DeepSeek's have fullwidth bars."""
 DAY = "2024-07-26"
-"""The day that templates write in training data, which must not change with the day of the run: the one that Llama 3.1
-falls back to where it gets no clock."""
+"""The present date that templates write in training data, fixed so that runs are repeatable: Llama 3.1's fallback."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class ChatTemplate:
     """A chat template: messages → the text that the model continues.
 
     `tool_use` is the template for conversations with tools, if there is a separate one. `special` are the special
-    tokens that templates refer to (`bos_token`, …). `fault` is the reason if the template cannot write training text.
+    tokens that templates refer to (`bos_token`, …). `fault` says why the template cannot write training text; None if
+    it can.
     """
 
     default: str
@@ -78,8 +78,9 @@ class ChatTemplate:
     def render_views(
         self, messages: Sequence[Message], views: Sequence[tuple[int | None, bool]], tools: Sequence[Any] | None = None
     ) -> list[RenderedView]:
-        """Render a conversation's beginnings for training: each of the `views` is a number of leading messages (None:
-        all) and add_generation_prompt. A template that writes the date writes DAY. Raises ConfigError as `render`."""
+        """Render the beginnings of a conversation for training. Each of the `views` gives a number of leading messages
+        (None: all) and add_generation_prompt. The template's present date is DAY. Raises ConfigError as `render`
+        does."""
         refuse(list_faults(messages))
         given = {**self.special, "messages": [_complete(message) for message in messages], "tools": tools}
         return RENDERER.render_views(self.choose(tools), {**given, "documents": None}, views, DAY)
@@ -93,8 +94,8 @@ class ChatTemplate:
         return MARKS.search(self.choose(tools)) is not None
 
     def list_unknown_roles(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[str]:
-        """List the roles that are not in ROLES and that the template does not name, one line each. Most templates write
-        any role, so a misspelt `assistant` would be read as context."""
+        """List a message for each role that is neither in ROLES nor named in the template. Most templates write any
+        role, so a misspelt `assistant` would be read as context."""
         source, known = self.choose(tools), f" (one of: {', '.join(ROLES)})"
         return [
             f"messages[{index}].role: is {quote(role)}{did_you_mean(role, ROLES) or known}"
@@ -103,7 +104,8 @@ class ChatTemplate:
         ]
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
-        """Encode a conversation to token ids; `options` are those of `render`. The template spells the start token."""
+        """Encode a conversation to token ids; `options` are those of `render`. The tokenizer adds no start token,
+        because the template spells it."""
         return tokenizer.encode_rendered(self.render(messages, **options))
 
     def render_example(self) -> str | None:
@@ -128,9 +130,9 @@ class ChatTemplate:
         return after if found else None
 
     def find_end(self, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-        """Find what the template puts after an answer. Returns two lists, of which at least one is empty: the id of a
-        special token, and a stop string. Both are empty if the template refuses the example, or nothing follows its
-        answer; then the tokenizer's EOS must do."""
+        """Find how the template ends an answer. Returns the id of a special token as ([id], []), or a stop string as
+        ([], [string]). Both lists are empty if the template refuses the example or writes nothing after its answer;
+        then the tokenizer's EOS ends an answer."""
         after = self.find_ending()
         if after is None:
             return [], []
@@ -141,8 +143,8 @@ class ChatTemplate:
 
 
 def load(folder: Path, chosen: str | None = None, tokenizer: Tokenizer | None = None) -> ChatTemplate:
-    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError if there is none, if it writes special
-    tokens that the `tokenizer` lacks, and as `find_chat_template` does."""
+    """Load the template of a checkpoint, or the `chosen` one. Raises ConfigError as `find_chat_template` does, and if
+    there is no template or the `tokenizer` lacks special tokens of the chosen one."""
     if (found := find_chat_template(folder, chosen)) is None:
         raise ConfigError(
             f"chat template: {folder} has none, so how a conversation is written for it is not known "
@@ -156,8 +158,9 @@ def load(folder: Path, chosen: str | None = None, tokenizer: Tokenizer | None = 
 def find_chat_template(
     folder: Path | None, chosen: str | None = None, option: str = "--template "
 ) -> ChatTemplate | None:
-    """Find the template of a checkpoint, or the `chosen` one: the name of a built-in template, or a file. Messages name
-    the `option` that chooses. Raises ConfigError for an unknown name or file, and for an unreadable template."""
+    """Find the `chosen` template (a built-in name, or a file), else that of a checkpoint's folder; None if it has none.
+    Messages name `option`, which chooses. Raises ConfigError for an unknown name or file, and for an unreadable
+    template."""
     special = {"eos_token": EOS} if folder is None else read_special_tokens(folder)
     if chosen is not None:
         return ChatTemplate(_read_chosen(chosen, option), special=special)
@@ -211,7 +214,7 @@ def list_faults(messages: object) -> list[str]:
 
 
 def _complete(message: Message) -> dict[str, Any]:
-    """Copy a message without None values, its reasoning under both `reasoning_content` and `thinking`."""
+    """Copy a message without None values, with its reasoning under both `reasoning_content` and `thinking`."""
     message = {key: value for key, value in message.items() if value is not None}
     reasoning = next((message[key] for key in REASONING if key in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}

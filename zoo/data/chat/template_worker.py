@@ -1,5 +1,5 @@
-"""Render chat templates in a process of their own. A template is a program by the checkpoint's author, and it cannot be
-limited inside this interpreter: Python cannot interrupt a call into C.
+"""Render chat templates in a separate process. A template is a program by the checkpoint's author, and Zoo's own
+process cannot limit its time: Python cannot interrupt a call into C.
 
 Run as a script by `zoo.data.chat.renderer`: each line of standard input is one job, each line of standard output its
 answer. A job that takes too much time ends this process; a job that takes too much memory ends in an error.
@@ -23,9 +23,9 @@ LENGTH = 2**24  # characters of a text
 
 
 class GenerationTag(ext.Extension):
-    """Mark the assistant's text: `{% generation %}…{% endgeneration %}`. Like transformers' tag, it records where the
-    text begins and ends, from the pieces written before it (`blocks`). The place is unknown if the tag is inside a
-    macro."""
+    """Jinja2 extension for `{% generation %}…{% endgeneration %}`, which marks the assistant's text. Like transformers'
+    tag, it records the span of the text in characters, counted from the pieces written before it (`blocks`). Inside a
+    macro the span is unknown."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
     blocks: ClassVar[list[str]] = []
@@ -88,7 +88,7 @@ def strftime_now(form: str) -> str:
 
 
 class Today:
-    """The day that templates see; "" is today."""
+    """The date that templates see, in ISO form; "" is the present date."""
 
     day: ClassVar[str] = ""
 
@@ -127,8 +127,8 @@ def render_view(job: dict[str, Any], upto: int | None, prompt: bool) -> dict[str
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Render the views of one job, each given as (number of messages, add_generation_prompt). Returns them, or the
-    template's error."""
+    """Render the views of one job, each given as (number of messages, add_generation_prompt). Returns their texts and
+    spans, or the template's error."""
     try:
         Today.day = job["day"]
         return {"views": [render_view(job, upto, prompt) for upto, prompt in job["views"]]}

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 ANSWERS = "assistant"
-"""The role whose messages are learned."""
+"""The role whose messages get a loss."""
 WOULD = "a template with {% generation %} around the assistant's text"
 
 
 class Turns(NamedTuple):
-    """The text of a conversation in parts that take turns: not learned, learned, not learned … not learned. `passed`
-    counts the answers whose place in the text is unknown; they lie in parts that are not learned."""
+    """The text of a conversation, cut into parts without and with a loss in turn; the first and the last have no loss.
+    `passed` counts the answers whose place in the text is unknown; they get no loss."""
 
     texts: tuple[str, ...]
     passed: int
@@ -32,16 +32,15 @@ class Turns(NamedTuple):
 def split_turns(
     template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None = None, first: int = 0
 ) -> Turns:
-    """Render a conversation as transformers' `apply_chat_template` does, and split it at the assistant's answers, of
-    which those before message `first` are not learned.
+    """Render a conversation as transformers' `apply_chat_template` does, and split its text at the assistant's answers.
+    Answers before message `first` get no loss.
 
-    A template with `{% generation %}` marks the answers (transformers' `return_assistant_tokens_mask`). For any other,
-    an answer is what follows the generation prompt of the messages before it: example with ChatML
+    A template with `{% generation %}` marks the answers (transformers' `return_assistant_tokens_mask`). With any other,
+    an answer follows the generation prompt of the messages before it. Example with ChatML:
 
         hello → "<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n" | "hello<|im_end|>\\n" | ""
 
-    Raises ConfigError if the template refuses the messages, for a role that nobody knows, and if there is no answer
-    that can be told apart.
+    Raises ConfigError if the template refuses the messages, for an unknown role, and if no answer can be located.
     """
     refuse(template.list_unknown_roles(messages, tools))
     answers = [number for number, each in enumerate(messages) if number >= first and each.get("role") == ANSWERS]
@@ -55,7 +54,7 @@ def split_turns(
 
 
 def find_fault(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
-    """Describe why conversations written by a template cannot be learned, judging from an example; None if they can be.
+    """Describe why a template's conversations cannot be trained on, judging from an example; None if they can.
 
     A model learns to end an answer from the text that the template writes after it.
     """
@@ -78,7 +77,8 @@ def find_fault(template: ChatTemplate, tokenizer: Tokenizer) -> str | None:
 def find_marked(
     template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None, first: int
 ) -> tuple[str, list[Span]]:
-    """Render a conversation, and find the spans that the template marks in messages from `first` on."""
+    """Render a conversation, and find the spans that the template marks in messages from `first` on. Raises ConfigError
+    if it marks no text."""
     whole, *before = template.render_views(messages, [(None, False), *([(first, False)] if first else [])], tools)
     spans = whole.spans[sum(len(each.spans) for each in before) :]
     if not any(end > start for start, end in spans) or any(end > start for (_, end), (start, _) in pairwise(spans)):
@@ -89,9 +89,9 @@ def find_marked(
 def find_by_prefixes(
     template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Any] | None, answers: Sequence[int]
 ) -> tuple[str, list[Span]]:
-    """Render a conversation up to its last answer, and find each answer as the difference between two beginnings of it:
-    the messages before the answer with the generation prompt, and the messages with the answer. Answers that a template
-    writes differently if a message follows (Qwen3 drops their reasoning) are left out."""
+    """Render a conversation up to its last answer, and find the span of each answer. An answer begins after the text of
+    the messages before it with the generation prompt, and ends with the text of the messages up to it. Answers that a
+    template writes differently once a message follows (Qwen3 drops their reasoning) are left out."""
     views = [view for number in answers for view in ((number, True), (number + 1, False))]
     found = [each.text for each in template.render_views(messages, views, tools)]
     whole, spans = found[-1], []
@@ -105,9 +105,9 @@ def find_by_prefixes(
 
 
 def find_end(before: str, after: str, whole: str, content: object) -> int | None:
-    """Find where an answer with this `content` ends in the `whole` text. `before` is the text before the answer,
-    `after` the text that ends with it. Only text after the answer's end of turn may differ between `after` and `whole`:
-    some templates end a conversation with an end of text (Phi-3). None if more differs."""
+    """Find where an answer with this `content` ends in the `whole` text, in characters. `before` is the text before the
+    answer, `after` the text that ends with it. `after` and `whole` may differ only after the answer's end of turn
+    (Phi-3 ends a conversation with an end of text); None if they differ earlier."""
     if whole.startswith(after):
         return len(after)
     place = after.rfind(content.strip(), len(before)) if isinstance(content, str) else -1
