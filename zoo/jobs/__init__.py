@@ -1,1 +1,1 @@
-"""Plan and run jobs on Hydra: all jobs are checked before the first starts; each writes its outcome (callback)."""
+"""Plan and run jobs on Hydra. All jobs are checked before the first starts, and each writes its result.json."""

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Write the outcome of each job. Hydra creates and calls the callback, also in a launcher's workers."""
+"""Hydra callback that writes the outcome of each job, also in a launcher's workers."""
 
 from __future__ import annotations
 

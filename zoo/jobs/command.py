@@ -1,4 +1,4 @@
-"""Describe the command line of a run, for other processes that train it."""
+"""The command line of a run, with which other processes train it."""
 
 from __future__ import annotations
 

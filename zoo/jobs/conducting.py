@@ -21,10 +21,10 @@ from zoo.jobs.sweep import Sweep, SweepPoint, describe_dropped, drop_duplicates,
 
 @dataclass(frozen=True)
 class SweepDesign:
-    """What is done with the arms before their seeds run.
+    """Settings of a sweep: how arms are matched and tuned before their seeds run.
 
-    The fields are the cost in which arms are matched, the dimension that is solved for it, and the baseline to match
-    (by default the first arm); also whether learning rates are searched, and by how many trials (None: on a grid).
+    `match` is the cost in which arms are matched, `match_by` the dimension solved for it, `baseline` the arm to match
+    (by default the first). `search_lr` tunes learning rates, by `trials` runs (None: on a grid).
     """
 
     match: str | None = None
@@ -32,12 +32,12 @@ class SweepDesign:
     baseline: str | None = None
     search_lr: bool = False
     further: Sequence[str] = ()
-    """Keys of numbers that are searched after the learning rate, one after another."""
+    """Config keys of numbers that are searched after the learning rate, one after another."""
     proxy: Sequence[str] = ()
     """Overrides that make an arm's model narrower for its search, under muP."""
     trials: int | None = None
     sigma: float | None = None
-    """The standard deviation of a pair's difference, for the power of a plan."""
+    """The standard deviation of the loss difference of a pair (two arms, same seed), for a plan's power analysis."""
     measure: bool = False
     """Whether to time some steps of each arm first."""
     expected: int = 0
@@ -48,7 +48,7 @@ class SweepObserver:
     """Observes the events of a sweep. This base class does nothing."""
 
     jobs: Sequence[SweepPoint] = ()
-    """The jobs that were started last: at the end those of the arms' seeds."""
+    """The jobs started last; when the sweep has ended, those of the arms' seeds."""
 
     def say(self, line: str) -> None:
         """Called with a line about the jobs."""
@@ -60,13 +60,13 @@ class SweepObserver:
         """Called when the learning rates have been searched (`RateSearch.to_dict`, by arm)."""
 
     def watch(self, folder: Path, jobs: Sequence[SweepPoint]) -> AbstractContextManager[Any]:
-        """Return the context in which jobs run."""
+        """Return a context manager that is open while `jobs` run in `folder`."""
         return nullcontext()
 
 
 def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan: bool = False) -> Outlook:
-    """Compose, deduplicate, match and price all points of a sweep before it runs; time their steps if the design says
-    so. With `only_plan` points that do not fit a device are refused one by one. Raises ConfigError if all are."""
+    """Return the outlook of a sweep: compose, deduplicate, match and price all points; time their steps if the design
+    says so. With `only_plan`, points that do not fit a device are listed as refused. Raises ConfigError if all are."""
     forecaster = Forecaster(measure=design.measure)
     jobs, dropped = drop_duplicates(plan.list_points())
     matched = _match(plan, design, jobs, sweep) if design.match else None
@@ -136,7 +136,7 @@ def _launch(
     jobs: Sequence[SweepPoint],
     search: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Add jobs to sweep.json, each with its fields in `search` if there are any, and run those that have not ended."""
+    """Add jobs to sweep.json, with their fields in `search` by job name, and run the jobs that have not ended."""
     observer.jobs = jobs
     missing = sweep.find_missing(jobs, search)
     sweep.add(jobs, {each.name: outlook.predict(each) for each in jobs}, search)

@@ -28,13 +28,13 @@ STEPS = 3
 """Timed steps, after one untimed step: the first calls take longer."""
 
 MATCHED_STEPS = 20
-"""Timed steps where arms are made equal in time: the noise of three is far above what they are matched within."""
+"""Timed steps where arms are matched in time: the noise of STEPS steps is far above the tolerance of 1 %."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a run, from its config. `flops` are the FLOPs of all forward and backward passes, a teacher's
-    forward passes included, None if the config does not determine them; `optimizer_flops` those of all updates.
+    """The cost of a run, computed from its config. `flops` counts all forward and backward passes, with a teacher's
+    forward passes; it is None if the config does not determine them. `optimizer_flops` counts all updates.
     `cache_bytes` is the KV cache of one row of the training length. `peak_memory`, in bytes, is None if activations are
     unknown or no pass was traced."""
 
@@ -169,7 +169,7 @@ def _time(run: Run, began: float, steps: int) -> Timing:
 @dataclass(frozen=True)
 class Forecast:
     """The forecast of a job. Without a timing its seconds are unknown, and `fault` may have the reason. `refused` says
-    that the job would not start: a ConfigError was raised."""
+    that the job would not start, because of a ConfigError."""
 
     price: Price
     timing: Timing | None = None
@@ -191,7 +191,7 @@ class Forecast:
 
 
 class Forecaster:
-    """Forecast jobs. Jobs with equal steps (`hash_pace`) are timed once."""
+    """Prices and times jobs. Jobs with equal steps (`hash_pace`) are timed once."""
 
     def __init__(self, *, measure: bool, steps: int = STEPS) -> None:
         self.measure, self.steps = measure, steps

@@ -17,8 +17,8 @@ from zoo.training.start.lora import OWN
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
-    """Add the overrides that `weights=FOLDER`, typed or in the file `body`, implies: the folder's model and tokenizer,
-    unless others are named. The run's records then show them.
+    """Return the overrides with those that `weights=FOLDER`, typed or in the config `body`, implies: the folder's model
+    and tokenizer, unless others are named. The run's records then show them.
 
     Raises ConfigError if the folder has no tokenizer and none is named.
     """
@@ -47,9 +47,9 @@ def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> lis
 
 
 def describe_adapter(path: str) -> list[str]:
-    """Write the overrides by which a run continues training an adapter in peft's format: the base, the adapter's rank,
-    alpha and products, and the weights trained besides them. Raises CheckpointError for an adapter that cannot be
-    read."""
+    """Write the overrides by which a run continues training an adapter in peft's format: the base weights, the
+    adapter's rank, alpha and adapted products, and the weights that are trained in full. Raises CheckpointError for an
+    adapter that cannot be read."""
     plan = read_plan(find(path))
     assert plan is not None
     fields = {**{name: getattr(plan, name) for name in OWN}, "on": f"[{','.join(plan.paths)}]"}

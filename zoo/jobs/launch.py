@@ -41,8 +41,8 @@ def start_processes(settings: Training, command: Command, make_folder: Callable[
 
 
 def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
-    """Run `zoo` with these arguments in several processes, and return the exit code: 0, also after SIGTERM; 130 after
-    another signal; or that of the first process that failed, which prints its own error. Raises ZooError if a process
+    """Run `zoo` with these arguments in several processes. Returns the exit code: 0 after success or SIGTERM, 130 after
+    another signal, else that of the first process that failed, which prints its own error. Raises ZooError if a process
     was killed and no restart is left."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -64,7 +64,7 @@ def launch(processes: int, args: Sequence[str], restarts: int = 0) -> int:
 
 
 class RestartLines(logging.Handler):
-    """Print a line for each lost process in torch's log, as long as restarts are left."""
+    """Log handler that prints a line for each lost process in torch's log, as long as restarts are left."""
 
     def __init__(self, restarts: int) -> None:
         super().__init__(logging.ERROR)

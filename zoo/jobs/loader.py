@@ -1,4 +1,4 @@
-"""Load configs for Hydra with Zoo's composing, so that sweepers and launchers get complete, checked jobs."""
+"""Hydra config loader that composes with Zoo, so that sweepers and launchers get complete, checked jobs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Match the arms of a sweep in one budget: solve one dimension of each arm for the baseline's figure.
+"""Match the arms of a sweep in one budget: solve one dimension of each arm for the baseline's cost.
 
-Arms of equal parameters, equal FLOPs or equal KV cache answer different questions (Narang et al., 2021), so the figures
+Arms of equal parameters, equal FLOPs or equal KV cache answer different questions (Narang et al., 2021), so the costs
 that are *not* matched are reported too.
 """
 
@@ -24,24 +24,24 @@ from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
 from zoo.training.planning import TrainingPlan, resolve_config
 
 TOLERANCE = 0.01
-"""An arm is matched if its figure differs from the baseline's by at most this fraction."""
+"""An arm is matched if its cost differs from the baseline's by at most this fraction."""
 
 BUDGETS = {
     **{"params": "d_ff", "active": "d_ff", "non_embedding": "d_ff", "flops": "d_ff", "kv": "n_layers"},
     **{"data": "steps", "time": "steps"},
 }
-"""The budgets, and the dimension that is solved for each by default. For kv it is n_kv_heads where that matches all
-arms (`choose_dimension`): depth would change more than the cache."""
+"""Maps each budget to the dimension that is solved by default. For kv, n_kv_heads is preferred if it matches all arms
+(`choose_dimension`), because depth would change more than the cache."""
 
 FIGURES = {
     **{"params": "params", "active": "active", "non_embedding": "non_embedding"},
     **{"flops": "all_flops", "kv": "cache_bytes", "data": "tokens"},
 }
-"""The field of a run's price for each budget; `time` is measured instead."""
+"""Maps each budget to its field of `Price`; `time` is measured instead."""
 
 CURRENCIES = ("params", "active", "all_flops", "elementwise", "cache_bytes", "tokens")
-"""The figures in which arms are compared after matching: fields of a run's price, and the elementwise operations of its
-forward passes."""
+"""The costs in which arms are compared after matching: fields of `Price`, and the elementwise operations of the forward
+passes."""
 
 MOST = 1 << 26
 """The largest value of a dimension that is tried."""
@@ -49,14 +49,14 @@ MOST = 1 << 26
 
 @dataclass(frozen=True)
 class MatchedArm:
-    """A matched arm: its name before and after matching, its jobs, the dimension's solved value, and its price."""
+    """A matched arm: its name before and after matching, its jobs, the dimension's solved value, and its costs."""
 
     was: str
     name: str
     jobs: Sequence[SweepPoint]
     value: int
     figures: Mapping[str, float]
-    """The known figures, by currency."""
+    """The known costs, by their names in CURRENCIES or FIGURES."""
     noise: float | None = None
     """The standard error of the arm's measured seconds, as a share of them, where arms are matched in time."""
 
@@ -81,7 +81,7 @@ class Match:
 
     @property
     def unmatched(self) -> list[str]:
-        """The costs (currencies) in which some arm differs from the baseline by more than 1 %."""
+        """The names of the costs in which some arm differs from the baseline by more than 1 %."""
         return [name for name in CURRENCIES if any(name in self.ratios(arm) for arm in self.arms)]
 
     @property
@@ -117,8 +117,8 @@ class Matching:
         forecaster: Forecaster,
         known: Mapping[str, int] | None = None,
     ) -> Match:
-        """Solve each arm for the baseline's figure, and set the value in all jobs of the arm. `known` values, by arm,
-        are not solved again. Raises ConfigError with every arm that cannot be matched."""
+        """Solve each arm's dimension for the baseline's cost, and set it in all jobs of the arm. `known` values, by
+        arm, are not solved again. Raises ConfigError with every arm that cannot be matched."""
         arms = group_by_arm(jobs)
         first = self.baseline or next(iter(arms))
         refuse(find_faults(arms, self.budget, self.by, first))
@@ -165,7 +165,7 @@ def choose_dimension(plan: LaunchPlan, jobs: Sequence[SweepPoint], budget: str, 
 
 
 def find_faults(arms: Mapping[str, Sequence[SweepPoint]], budget: str, by: str, baseline: str) -> list[str]:
-    """List the faults of a request that do not depend on the figures."""
+    """List the faults of a request that are known before any cost is computed."""
     if baseline not in arms:
         return [f"baseline: there is no arm {baseline!r}, found: {', '.join(arms)}"]
     faults = []
@@ -193,7 +193,7 @@ def change(typed: Sequence[str], by: str, value: int) -> list[str]:
 
 
 def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -> float:
-    """Find the figure of a run for a budget. Raises ConfigError if it is not known before the run."""
+    """Compute the cost of a run in a budget. Raises ConfigError if it is not known before the run."""
     if budget == "time":
         timed = forecaster.forecast(planned)
         if timed.timing is None:
@@ -208,8 +208,8 @@ def find_figure(planned: TrainingPlan, *, budget: str, forecaster: Forecaster) -
 def solve_arm(
     plan: LaunchPlan, job: SweepPoint, by: str, figure: Callable[[TrainingPlan], float], target: float
 ) -> int | None:
-    """Find the value of a dimension that brings an arm's figure within 1 % of the target; None if no change is needed.
-    Multiples of 8 are preferred for widths. Raises ConfigError with the nearest figure if none is within 1 %."""
+    """Find the value of a dimension that brings an arm's cost within 1 % of the target; None if no change is needed.
+    Multiples of 8 are preferred for widths. Raises ConfigError with the nearest value if none is within 1 %."""
     if abs(figure(job.planned) / target - 1) <= TOLERANCE:
         return None
     start = read_dimension(plan, job, by)
@@ -235,7 +235,7 @@ def solve_arm(
 
 
 def search(share: Callable[[int], float], start: int) -> int:
-    """Find the integer whose share of the target is nearest to 1: double or halve from a start, then bisect."""
+    """Find the integer whose `share` (cost ÷ target) is nearest to 1: double or halve from a start, then bisect."""
     low = high = start
     while share(low) > 1 and low > 1:
         low = max(1, low // 2)
@@ -246,8 +246,8 @@ def search(share: Callable[[int], float], start: int) -> int:
 
 
 def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
-    """List the grains of a dimension, the preferred first: tried values are multiples of a grain. If the head width
-    follows from d_model, the grains make the head width an even number."""
+    """List the step sizes by which a dimension is solved, the preferred one first. If the head width follows from
+    d_model, they make it an even number."""
     if by.rpartition(".")[2] == "d_ff":
         return 8, 1
     if by.removeprefix("model.") != "d_model":
@@ -277,7 +277,7 @@ def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
 def describe_arm(
     plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: Matching, forecaster: Forecaster
 ) -> MatchedArm:
-    """Price a solved arm. The caller sets the arm's new name."""
+    """Make the MatchedArm of solved jobs, with their costs. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
     names = dict.fromkeys((*CURRENCIES, FIGURES.get(asked.budget, "params")))
     priced = {**vars(price), "all_flops": price.all_flops, "elementwise": price_elementwise(jobs[0].planned)}

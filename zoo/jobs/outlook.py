@@ -35,7 +35,8 @@ class Outlook:
     expected: int = 0
     """The number of verdicts that an experiment expects; 0 if it expects none, and for a sweep."""
     proxies: Sequence[SweepPoint] = ()
-    """The narrower model of each arm on which its learning rate is searched; empty if it is its own."""
+    """A job of each arm's narrower model, on which its learning rate is searched; empty if the arms' own models are
+    used."""
 
     @property
     def arms(self) -> dict[str, list[SweepPoint]]:
@@ -53,7 +54,7 @@ class Outlook:
 
     @property
     def search_seconds(self) -> float | None:
-        """The sum of the seconds of one run of each arm's search; None if some are unknown."""
+        """The seconds of one search run per arm, added up over the arms; None if some are unknown."""
         return self._add_up(self.proxies or [jobs[0] for jobs in self.arms.values()])
 
     def _add_up(self, jobs: Sequence[SweepPoint]) -> float | None:
@@ -69,7 +70,7 @@ class Outlook:
 
     @property
     def seeds(self) -> int:
-        """The number of seeds that all arms have."""
+        """The number of seeds that all arms share."""
         return len(set.intersection(*({each.seed for each in jobs} for jobs in self.arms.values())))
 
     @property
@@ -80,7 +81,7 @@ class Outlook:
 
     def smallest_effect(self, *, corrected: bool = False) -> float | None:
         """Find the smallest difference that this number of seeds can detect, in standard deviations of a pair's
-        difference; with `corrected` at Holm's strictest level, LEVEL / comparisons."""
+        difference; None for fewer than two seeds. `corrected` uses Holm's strictest level, LEVEL / comparisons."""
         return find_smallest_effect(self.seeds, LEVEL / self.comparisons if corrected else LEVEL)
 
     def to_dict(self) -> dict[str, Any]:

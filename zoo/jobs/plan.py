@@ -63,7 +63,8 @@ class LaunchPlan:
     """The folders that `make_folder` has created, inner ones first."""
 
     def find_folder(self) -> Path:
-        """Find the folder that the config names: `hydra.run.dir`, or `hydra.sweep.dir` for a sweep."""
+        """Return the folder that the config names: `hydra.run.dir`, or `hydra.sweep.dir` for a sweep. Raises
+        ConfigError for a faulty name."""
         cfg, key = self._compose_hydra(), "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
         try:
             return Path(str(OmegaConf.select(cfg, key)))
@@ -122,7 +123,7 @@ class LaunchPlan:
 
     @contextmanager
     def hold_folder(self) -> Iterator[Path]:
-        """Make the folder and lock it before Hydra writes into it: another process may have the same folder."""
+        """Make the folder and lock it before Hydra writes into it: another process may choose the same folder."""
         folder = self.make_folder()
         with runs.locked_for_launch(folder, lambda line: print(line, file=sys.stderr)):
             _refuse_used(folder, self.sweeps)  # another process may have used it before the lock
@@ -311,8 +312,8 @@ def _no_sweep(override: Override) -> str:
 def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
     """Plan the training of a job. If training would find faults, add these to the job's faults and return None.
 
-    A key that the user set and nothing reads is a fault. In a sweep, where other jobs may read the key, that holds for
-    the `varied` keys alone; of others a line is added to what is left out.
+    A key that the user set and nothing reads is a fault. In a sweep, where other jobs may read it, only a `varied` key
+    is a fault; others are noted in `composed.left_out`.
     """
     touched = [key for key in composed.touched if varied is None or key in varied]
     try:
@@ -325,8 +326,8 @@ def _check(composed: Composed, varied: set[str] | None) -> TrainingPlan | None:
 
 
 def _faults(jobs: Sequence[Composed], arms: Sequence[str] = ()) -> list[str]:
-    """List the faults of all jobs. A fault that only some jobs have is followed by the first one's arm in an
-    experiment, and in a sweep by its overrides."""
+    """List the faults of all jobs. A fault that only some jobs have is followed by the first of them: its arm in an
+    experiment, its overrides in a sweep."""
     where: dict[str, list[str]] = {}
     for each, overrides in zip(jobs, arms or list_varied([each.typed for each in jobs]), strict=True):
         for fault in dict.fromkeys(each.faults):

@@ -1,12 +1,12 @@
 """Tune the learning rate of each arm before its seeds run.
 
 Arms are compared fairly at equally searched rates, not at equal rates. Every arm gets the same number of runs: a grid
-of half decades around the config's value, two more beyond the grid if the best one lies on its edge, and two next to
-the best one. They have a separate seed (SEED), and are evaluated on rows that no verdict reads: the first half of the
-validation split. The arm's seeds are reported on the second half. They run at the minimum of a parabola through the
-losses next to the best one (`zoo.analysis.verdict.rate_optimum`); its error is part of the verdict. The window of good
-values is a result too: claims that an architecture cannot do something often come from a narrow window (arXiv
-2508.19029).
+of half decades around the config's value, two more beyond the grid if the best value lies on its edge, and two next to
+the best value. Search runs have a separate seed (SEED), and are evaluated on rows that no verdict reads: the first half
+of the validation split. The arm's seeds are reported on the second half. They run at the minimum of a parabola through
+the losses next to the best value (`zoo.analysis.verdict.rate_optimum`); the error of the minimum is part of the
+verdict. The window of good values is a result too: claims that an architecture cannot do something often come from a
+narrow window (arXiv 2508.19029).
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 KEY = "optim.lr"
 
 SEED = 1000
-"""The seed of the first run of a search. The seeds of an experiment start at 0."""
+"""The seed of every search run. The seeds of an experiment start at 0."""
 
 PART = "eval_part"
 """The setting that says which half of the validation split a run reads."""
 
 GRID = (-4, -2, 0, 2, 4)
-"""The values that are tried first, in quarter decades from the config's."""
+"""The values tried first, in quarter decades from the config's value."""
 
 FURTHER = (2, 4)
-"""The values that are tried once beyond the grid if its lowest or highest is the best, in quarter decades."""
+"""The values tried once if the grid's lowest or highest value is the best, in quarter decades beyond it."""
 
 FEWEST, MOST = len(GRID) + 2, len(GRID) + len(FURTHER) + 2
-"""Minimum and maximum number of runs of a search in each arm: the grid, and two next to the best; in the maximum
-FURTHER too, which all arms get as soon as one does."""
+"""Minimum and maximum number of search runs per arm: the grid, and two next to the best value. The maximum adds
+FURTHER: if one arm needs it, all arms get as many runs."""
 
 
 @dataclass
 class RateSearch:
-    """The search of one arm: `ask` returns values to try, `tell` records losses. A place counts quarter decades from
-    `start`."""
+    """The search of one arm's learning rate, or of another number: `ask` lists places to try, `tell` records losses. A
+    place is a number of quarter decades from `start`."""
 
     start: float
     losses: dict[float, float] = field(default_factory=dict)
@@ -78,15 +78,15 @@ class RateSearch:
         return bool(self.losses) and (self.best is None or self.refined)
 
     def tell(self, place: float, loss: float | None, status: str | None = None) -> None:
-        """Record the loss of a place. The loss is None if the run ended without one; `status` is the run's."""
+        """Record the loss at a place, None if the run ended without one; `status` is the run's status."""
         self.losses[place] = loss if loss is not None and math.isfinite(loss) else math.inf
 
     def note(self, place: float) -> dict[str, Any]:
-        """Make the fields of a run in sweep.json, in addition to the mark that it is part of a search."""
+        """Return further fields of a search run for sweep.json."""
         return {}
 
     def rate(self, place: float) -> str:
-        """Write the value `place` quarter decades from the start, for an override."""
+        """Format the value at a place, for an override."""
         return f"{self.start * 10 ** (place / 4):.3g}"
 
     @property
@@ -102,11 +102,11 @@ class RateSearch:
 
     @property
     def decades(self) -> dict[float, float]:
-        """The losses by decade from the start."""
+        """The losses by distance from the start, in decades."""
         return {place / 4: loss for place, loss in self.losses.items()}
 
     def choose(self) -> str:
-        """Write the value at the minimum of the fitted parabola, or the best one tried if there is none."""
+        """Format the value at the minimum of the fitted parabola, or the best value tried if there is no minimum."""
         return self.rate(4 * fit_optimum(self.decades, noise=0.0).at)
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class RateSearch:
 
 
 def find_faults(jobs: Sequence[SweepPoint], key: str = KEY) -> list[str]:
-    """List why a number cannot be searched."""
+    """List the faults of a search: the sweep itself varies the number at `key`."""
     stated = {word for each in jobs for word in each.typed if find_key(word) == key}
     if len(stated) > 1:
         return [f"search_lr: the sweep varies {key} itself, found {', '.join(sorted(stated))} (one of them)"]
@@ -185,17 +185,17 @@ def read_number(job: SweepPoint, key: str) -> float:
 def at_search(
     plan: LaunchPlan, job: SweepPoint, rate: str | None = None, key: str = KEY, proxy: Sequence[str] = ()
 ) -> SweepPoint:
-    """Compose a job of a search: with its own seed and rows, at a rate, by default the job's own, and with the
-    overrides of a `proxy`."""
+    """Compose a search run of a job: with SEED and the tuning rows, at `rate` (by default the job's own), and with the
+    `proxy` overrides."""
     own = [*proxy, *([] if rate is None else [f"{key}={rate}"]), f"seed={SEED}", f"{PART}=tuning"]
     set_here = set(map(find_key, own))
     return plan.compose_point([*(each for each in job.typed if find_key(each) not in set_here), *own], job.arm)
 
 
 def plan_proxies(plan: LaunchPlan, jobs: Sequence[SweepPoint], proxy: Sequence[str]) -> list[SweepPoint]:
-    """Compose for each arm the narrower model on which its learning rate is searched: under muP its best rate is the
-    arm's (Yang et al., 2022). Raises ConfigError for overrides of anything but the model, and for arms to which the
-    rate would not transfer."""
+    """Compose each arm's proxy: a job of a narrower model, on which the arm's learning rate is searched. Under muP its
+    best rate is the arm's too (Yang et al., 2022). Raises ConfigError for overrides of anything but the model, and for
+    arms to which the rate would not transfer."""
     refuse(
         f"tune.proxy: {each} is no size of the model, and changes the best rate (model.d_model=64, say)"
         for each in proxy
@@ -209,7 +209,7 @@ def plan_proxies(plan: LaunchPlan, jobs: Sequence[SweepPoint], proxy: Sequence[s
 
 
 def _find_transfer_fault(job: SweepPoint, narrow: SweepPoint) -> str | None:
-    """Say why the best rate of the narrow model would not be the job's; None if it would."""
+    """Describe why the narrow model's best rate would not be the job's; None if it would."""
     (wide, settings), proxy = (job.planned.spec, job.planned.settings), narrow.planned.spec
     if settings.parametrisation.kind == "standard":
         return "does not train under muP, so that its best rate is not a narrow model's (parametrisation=mup)"
@@ -221,7 +221,7 @@ def _find_transfer_fault(job: SweepPoint, narrow: SweepPoint) -> str | None:
 
 
 def at_rate(plan: LaunchPlan, job: SweepPoint, rate: str, key: str = KEY) -> SweepPoint:
-    """Compose a job with the chosen value. It is evaluated on the rows that the search has not read."""
+    """Compose a job at the chosen value. It is evaluated on the rows that the search has not read."""
     kept = (each for each in job.typed if find_key(each) not in (key, PART))
     return plan.compose_point([*kept, f"{key}={rate}", f"{PART}=reporting"], job.arm)
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 SCRIPT = "launch.sbatch"
 CPUS_BY_GPU = 4
-"""CPUs for each process that has a GPU: it computes and reads rows ahead, and NCCL and copies have threads."""
+"""CPUs for each process with a GPU: one computes, one reads rows ahead, and NCCL and copies have threads."""
 
 PATIENCE = 60  # seconds after which sbatch counts as failed
 
 
 def submit(settings: Training, command: Command, make_folder: Callable[[], Path]) -> int:
-    """Write the job script into the run's folder; submit it unless `launcher.submit` is false. Returns an exit code."""
+    """Write the job script into the run's folder; submit it unless `launcher.submit` is false. Returns exit code 0.
+    Raises ConfigError if there is no sbatch, and ZooError if sbatch fails."""
     launcher = settings.launcher
     assert isinstance(launcher, SlurmLauncher)
     if launcher.submit and shutil.which("sbatch") is None:

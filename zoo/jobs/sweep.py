@@ -43,13 +43,14 @@ DIGEST = 5
 """Bytes of a job's hash: among 1,000 jobs, two share a hash with probability 5e-7."""
 
 FEW = 3
-"""Maximum points named in a line."""
+"""The largest number of points named in a message."""
 
 NO_TIME = (
     *("seed", "data_seed", "steps", "schedule", "clip", "eval_every", "eval_part", "save_every", "skip_nonfinite"),
     "parametrisation",
 )
-"""Further settings that do not change the seconds of a step. Of the optimizer's settings only the kind changes them."""
+"""Settings besides NO_RESULT that do not change the seconds of a step. Of the optimizer's settings, only its kind
+does."""
 
 
 def hash_config(planned: TrainingPlan) -> str:
@@ -75,15 +76,15 @@ def _hash(planned: TrainingPlan, settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A valid point of a sweep."""
+    """A valid point of a sweep: a job with its checked config."""
 
     name: str
-    """The hash of its config, and the name of its folder."""
+    """The hash of the config, which also names the job's folder."""
     typed: Sequence[str]
     """The overrides as typed, without overrides of Hydra's own settings. If a key is given twice, the last counts."""
     planned: TrainingPlan
     arm: str = ""
-    """The name of its arm in an experiment. Arms of a sweep are named by their overrides."""
+    """The name of the job's arm in an experiment. Arms of a sweep are named by their overrides."""
 
     @classmethod
     def of(cls, composed: Composed, planned: TrainingPlan, arm: str = "") -> SweepPoint:

@@ -111,9 +111,9 @@ def keep_template(template: str | None, folder: Path) -> None:
 
 
 def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None) -> None:
-    """Write to the run's generation_config.json every token that the run learns to end a text with: the tokenizer's end
-    of text, and the token that the data's `template` puts after an answer. A file that has them all is left unchanged;
-    without a template there need be none, as config.json names the end of a text."""
+    """Write to the run's generation_config.json every token that ends a text: the tokenizer's end of text, and the
+    token that the data's `template` puts after an answer. A file that has them all is left unchanged. Without a
+    template no file is needed, because config.json names the end of text."""
     if not folder.is_dir():
         return
     learned = [*(template.find_end(tokenizer)[0] if template else ()), tokenizer.eos_id]
@@ -252,8 +252,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 
 
 def describe_other_count(checkpoint: Path, counters: Mapping[str, Any], world: World) -> str | None:
-    """Say that a run resumes with another number of processes than wrote its checkpoint; the mesh must have as many.
-    None for the same number, and if an older version wrote the checkpoint."""
+    """Describe a resumed run whose number of processes is not the one that wrote the checkpoint; None if the number is
+    the same, or unknown because an older version wrote the checkpoint."""
     was = counters.get("processes") or world.size
     if was == world.size:
         return None
@@ -265,7 +265,7 @@ def describe_other_count(checkpoint: Path, counters: Mapping[str, Any], world: W
 
 
 def complete_run(run: Run) -> dict[str, Any]:
-    """Train to the end, and write the outcome, even of a failure."""
+    """Train a built run to its end, and write its outcome, also of a failure. Returns the data of result.json."""
     if (kept := run.folder / runs.TOKENIZER).is_dir():
         run.data.tokenizer.files = kept
     describe_run(run)
@@ -318,7 +318,7 @@ def describe_run(run: Run) -> None:
 
 
 def describe_cut_rows(planned: TrainingPlan, data: PreparedData) -> Iterator[str]:
-    """Yield lines on training pairs and conversations that are cut."""
+    """Yield lines on training documents that are truncated or left out."""
     objective, seq_len = planned.settings.objective, planned.settings.seq_len
     cure = name_length("seq_len=", planned.spec.max_seq_len)
     for source in data.sources:

@@ -43,7 +43,7 @@ KEY = "quarter"
 
 
 def require_optuna() -> Any:
-    """Import optuna, with its notes silenced. Raises ConfigError if it is not installed."""
+    """Import optuna, with its log lines silenced. Raises ConfigError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -131,7 +131,7 @@ class Trials(RateSearch):
 
 
 def open_study(folder: Path, name: str, steps: int, *, create: bool = False) -> Study:
-    """Open the study of an arm in the journal of a sweep."""
+    """Open the study of an arm in the journal of a sweep; with `create` a missing study is created."""
     optuna = require_optuna()
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
     how: dict[str, Any] = {"study_name": name, "storage": storage, "pruner": make_pruner(steps)}
