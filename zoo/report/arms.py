@@ -22,17 +22,17 @@ SEED, HYDRAS = "seed", "hydra."
 ASIDE = (SEED, HYDRAS)
 """Prefixes of overrides that do not distinguish arms."""
 SEARCHED = ("optim.lr=", "eval_part=")
-"""Prefixes of the overrides that a search of learning rates sets, which do not distinguish its arms either."""
+"""Prefixes of the overrides that a learning-rate search sets; they do not distinguish arms either."""
 ALL_RUNS = "all runs"
 """The name of an arm whose overrides all runs share."""
 
 CURRENCIES = ("params", "tokens", "flops", "elementwise", "cache_bytes", "seconds")
-"""The costs of arms, called currencies: parameters, tokens and FLOPs of training, elementwise operations of its forward
-passes (approximate, and in no convention's FLOPs), bytes of KV cache and recurrent states for one row of the training
-length, seconds of training."""
+"""The costs of arms, called currencies: parameters, tokens and FLOPs of training, elementwise operations of the forward
+passes (approximate, and counted as FLOPs by no convention), bytes of KV cache and recurrent states for one row of the
+training length, seconds of training."""
 
 ENDED = ("done", Diverged.status)
-"""The statuses of a run that has an outcome. It is not run again: it would end in the same way."""
+"""The statuses of runs that have an outcome. They are not run again, because they would end in the same way."""
 
 ALIKE = 0.01
 """Arms are matched in a cost if their values differ by at most this fraction."""
@@ -40,7 +40,7 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class Arm:
-    """The ended runs of an arm, by seed: finished and diverged ones."""
+    """The finished and diverged runs of an arm, by seed."""
 
     name: str
     runs: Mapping[int, RunRecord]
@@ -55,12 +55,12 @@ class Arm:
 
     @property
     def finished(self) -> Mapping[int, RunRecord]:
-        """The runs that did not diverge; all if all did."""
+        """The runs that did not diverge; all runs if every run diverged."""
         return {seed: run for seed, run in self.runs.items() if run.status == "done"} or self.runs
 
     @cached_property
     def crowding(self) -> float:
-        """The highest load per CPU at which a run started; above 1, its seconds are partly those of other programs."""
+        """The highest load per CPU at which a run started. Above 1, other programs have slowed the run."""
         return max((runs.read_crowding(run.folder) for run in self.runs.values()), default=0.0)
 
     def values(self, metric: str) -> dict[int, float]:
@@ -74,13 +74,14 @@ class Arm:
         return {seed: float(value) for seed, value in found.items() if value is not None}
 
     def pieces(self) -> dict[int, list[tuple[float, int]]]:
-        """Read the losses of finished runs by piece of the validation split, by seed: (nats, targets) of each."""
+        """Read the losses of finished runs, by seed: nats and number of targets of each piece of the validation
+        split."""
         found = {seed: run.result.get("val_pieces") for seed, run in self.finished.items()}
         return {seed: [(float(nats), int(count)) for nats, count in pieces] for seed, pieces in found.items() if pieces}
 
     def least_noise(self, metric: str) -> LossNoise:
-        """Find the standard deviation that a run's metric has at least: that of an accuracy over so many answers; 0 of
-        any other metric, and if every run diverged."""
+        """Find a lower bound of the standard deviation of a run's metric: an accuracy's sampling error. UNKNOWN for any
+        other metric, and if every run diverged."""
         if metric not in MEASURES or not metric.endswith("accuracy"):
             return UNKNOWN
         finite = [each for each in self.values(metric).values() if math.isfinite(each)]

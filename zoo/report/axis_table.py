@@ -14,7 +14,7 @@ SHOWN = 3
 
 
 def format_axis(found: Iterable[Mapping[str, Any]]) -> str:
-    """Write the choices of an axis for a terminal."""
+    """Format the choices of an axis for a terminal."""
     head, *lines = align_columns([HEAD, *list_rows(found)]).splitlines()
     return "\n".join([make_bold(head), *lines, LEGEND])
 

@@ -71,7 +71,7 @@ def _list_figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def format_vectors(found: Mapping[str, Any], file: Path) -> str:
-    """Format the figures of a similarity or retrieval file."""
+    """Format the metrics of an evaluation on a similarity or retrieval file."""
     amounts = [f"{found[name]:,} {name}" for name in ("pairs", "queries", "documents") if name in found]
     figures = [(name, f"{value:.4f}") for name, value in found.items() if isinstance(value, float)]
     lines = [f"{found['model']} on {file}: {', '.join(amounts)}, vectors compared by their cosine", ""]

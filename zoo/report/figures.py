@@ -231,11 +231,11 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
 
 
 HELD = ("kv_cache", "generate_activations", "generate_peak")
-"""The memory of generating: its parts except for weights, then its peak."""
+"""The memory figures of generating: the parts except weights, then the peak."""
 GENERATING = (*HELD, "generate_note")
 MOMENTS = {"loss": ("activations", "loss_head"), "step": ("gradients", "step")}
-"""Figures that a training peak holds beside weights and optimizer states, by its `peak_at`. Elsewhere it holds parts of
-figures alone, which are shown as one rest."""
+"""Memory figures that count at a training peak in addition to weights and optimizer states, by its `peak_at`. Any other
+peak has only parts of figures, which are shown as one rest."""
 
 
 def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
@@ -260,7 +260,8 @@ def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[Text
 
 
 def _list_addends(memory: Mapping[str, Any]) -> list[str]:
-    """List the figures that are whole at the training peak: weights, optimizer states, those of its moment."""
+    """List the memory figures that count in full at the training peak: weights, optimizer states, and those of
+    MOMENTS."""
     names = ["weights", "optimizer", *MOMENTS.get(memory.get("peak_at", ""), ())]
     several_stages = sum(memory[name] for name in names) > memory.get("train_peak", 0)  # the fullest for each figure
     return names[:2] if several_stages else names

@@ -40,8 +40,8 @@ LABEL = 12
 def list_first_figures(
     figures: Mapping[str, Any], setup: Setup, holders: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """List labels with their sentences: parameters, cache, memory to train and to generate, FLOPs, the GPUs on which
-    the model fits (`holders`, from `zoo.analysis.holding`), and the assumptions."""
+    """List labels and sentences: parameters, cache, memory to train and to generate, FLOPs, the GPUs on which the model
+    fits (`holders`, from `zoo.analysis.holding`), and the assumptions."""
     found = [("parameters", _parameters(figures["params"]))]
     if trained := figures.get("trained"):
         found.append(("trained", _trained(trained)))

@@ -15,7 +15,7 @@ SHOWN, VALUES = 6, 5
 
 
 def format_page(page: Mapping[str, Any]) -> str:
-    """Write a page for a terminal."""
+    """Format a page for a terminal."""
     pages = {"axis": _write_axis, "choice": _write_choice, "field": _write_field, "key": _write_key}
     lines = {**pages, "setting": _write_setting}[page["page"]](page)
     also = _rows([("also", ", ".join(page["also"]))]) if "also" in page else ()

@@ -33,7 +33,7 @@ MEASURES = {
     **{"val_reward_accuracy": "reward accuracy", "val_reward_margin": "reward margin"},
     **{"val_reward_chosen": "chosen reward", "val_reward_rejected": "rejected reward"},
 }
-"""The metrics of evaluations of labelled rows and of preferences, and their names for people."""
+"""Maps the metrics of labelled rows and of preferences to their display names."""
 
 HIGHER = MEASURES.keys() - {"val_reward_rejected"}
 """The metrics of which more is better."""
@@ -183,8 +183,8 @@ class RunRecord:
         return figures
 
     def decayed(self) -> list[dict[str, Any]]:
-        """List the evaluations at the ends of decays, for a run with several decays (`schedule=wsd_s`);
-        `trained_tokens` is the number of tokens that the weights were trained on."""
+        """List the evaluations at the end of each decay, for a run with several (`schedule=wsd_s`); `trained_tokens` is
+        the number of tokens that the weights were trained on."""
         return [line for line in self.lines if "trained_tokens" in line and line.get("val_loss") is not None]
 
     def points(self) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def _place(line: Line) -> str:
 
 
 def _refused(lines: Sequence[Line]) -> list[str]:
-    """List each reason once, with the kernels that it refuses, and the layers and uses to which it is limited."""
+    """List each reason once, with the kernels that refuse for it, and the layers and uses to which it is limited."""
     held: dict[str, dict[str, list[Line]]] = {}
     for line in lines:
         for kernel, reason in line["refusals"].items():

@@ -153,7 +153,7 @@ def make_sweep_table(
     header: Sequence[str], keys: int, rows: Sequence[Sequence[Any]], units: Sequence[str], reasons: Sequence[str | None]
 ) -> tuple[Any, list[str]]:
     """Make a sweep's table, a row per point: the first `keys` cells are the swept values, the rest figures. Also
-    returns the reasons of refused points, each after the mark that its rows show.
+    returns the reason of each refused point, after the mark in the point's row.
 
     On a narrow screen, units are in the header only.
     """

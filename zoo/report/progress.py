@@ -45,7 +45,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Show:
-    """Print progress to standard error; standard output is for results."""
+    """Shows a run's progress on standard error; standard output is for results."""
 
     def __init__(self, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or make_console(stderr=True, soft_wrap=True, quiet=quiet)

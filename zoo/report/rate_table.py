@@ -1,4 +1,4 @@
-"""Format the searches of learning rates, by arm: the rates chosen, and how wide their good windows are."""
+"""Format the learning-rate searches of arms: the chosen rates, and the widths of their windows of good rates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateOptimum, RateWindow
 from zoo.units import say_p
 
 WINDOW = "lr window"
-"""The metric of an arm that is the width of its window of good rates, in decades. More is better."""
+"""The metric for the width of an arm's window of good learning rates, in decades; more is better."""
 
 HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
 NOTE = (
@@ -26,8 +26,8 @@ NOTE = (
 )
 
 MOVED = 0.17
-"""Decades by which the best rate moved from 32 to 128 channels under muP, the most that was measured (docs/verdicts.md:
-models with norms of queries and keys)."""
+"""The largest measured move of the best rate from 32 to 128 channels under muP, in decades (docs/verdicts.md: models
+with norms of queries and keys)."""
 
 
 def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
@@ -36,20 +36,20 @@ def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
 
 
 def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
-    """Fit the best rate of a search, with its error from the standard deviation of a loss (`noise`)."""
+    """Fit the best rate of a search, with its standard error. `noise` is the standard deviation of a loss."""
     return fit_optimum(read_losses(search), noise)
 
 
 def find_noise(arms: Iterable[Mapping[int, float]], searches: Mapping[str, Mapping[str, Any]]) -> LossNoise:
-    """Find the noise of the losses that searches minimise: that of the arms' losses by seed or, where it is larger,
-    that noted with a search on a proxy (`noise`), whose narrow model is noisier."""
+    """Find the noise of the losses that searches minimise: the largest of the noise of the arms' losses over seeds, and
+    of the noise noted with each search on a proxy (`noise`), whose narrow model is noisier."""
     return max([LossNoise.of_arms(arms), *(LossNoise(*each["noise"]) for each in searches.values() if "noise" in each)])
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise = UNKNOWN) -> list[list[str]]:
-    """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. With
-    the noise of a loss, rate and width have standard errors, and each width is compared with the first arm's, without
-    a correction for several arms."""
+    """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. If the
+    noise of a loss is known, rate and width have standard errors, and each width has a p-value against the first arm's,
+    not corrected for several arms."""
     windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
@@ -66,8 +66,8 @@ def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise = UNKN
 
 
 def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) -> dict[str, float]:
-    """Find, for each arm, the standard error that its searched learning rate adds to its mean loss. An error is
-    infinite where a single rate has a loss."""
+    """Find, for each arm, the standard error that its searched learning rate adds to its mean loss. The error is
+    infinite if only one rate has a loss."""
     return {
         name: math.hypot(*(find_optimum(each, noise.sigma).excess for each in list_searches(search).values()))
         for name, search in searches.items()
@@ -75,13 +75,13 @@ def find_rate_errors(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise
 
 
 def list_searches(search: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """List an arm's searches: that of its learning rate under "", those of other settings under their keys."""
+    """List an arm's searches by key: "" for the learning rate's, the setting's key for any other."""
     return {"": search, **search.get("further", {})}
 
 
 def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) -> dict[str, RateWindow]:
-    """Find the window of good rates of each arm, with its errors. It is open where the search says so: beyond an end a
-    run was ended early, and has no loss here (`Trials.to_dict`)."""
+    """Find each arm's window of good rates, with its errors. A window is also open if its search says so: a run beyond
+    its end was pruned, and has no final loss (`Trials.to_dict`)."""
     found = {name: find_good_window(read_losses(each), noise.sigma) for name, each in searches.items()}
     return {
         name: replace(window, open_high=window.open_high or searches[name].get("open", False))
@@ -90,8 +90,8 @@ def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) ->
 
 
 def list_transfers(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Write a line on rates that were searched on proxies: what is assumed of them at the arms' width, and what a rate
-    that is MOVED decades off would cost by the parabola of the search. Empty if there are none."""
+    """Write a line on rates that were searched on proxies: the assumption that they transfer, and the loss that a rate
+    MOVED decades off would add, by the search's parabola. Empty without proxies."""
     proxied = [each for each in searches.values() if each.get("width")]
     if not proxied:
         return []

@@ -23,14 +23,14 @@ class TextTable(NamedTuple):
 
 
 WORDY = 32
-"""Characters up to which a column of several words counts in `fit_columns`: beyond, its cells are wrapped."""
+"""The most characters that `fit_columns` counts for a column of several words: `make_table` wraps wider cells."""
 PIECE = re.compile(r"[^=,/]*[=,/]?")
-"""The pieces of a word between which it is broken, if it is too long for its column."""
+"""Matches the pieces of a word. A word too long for its column is broken between them."""
 
 
 def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> Table:
-    """Make a rich table; `right` are the columns to align right. On a narrow screen cells are wrapped between words,
-    and words longer than their column after `=`, a comma or a slash."""
+    """Make a rich table; `right` are the columns to align right. On a narrow screen, cells are wrapped between words,
+    and a word longer than its column is broken after `=`, a comma or a slash."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -47,9 +47,8 @@ def make_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 
 
 def _shrink_columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> Sequence[int | None]:
-    """Choose the columns' widths for a screen on which the rows do not fit: the widest shrink to their longest words,
-    and then the numbers, which are aligned right; if that is not enough, words are broken too. A width is None if the
-    rows fit."""
+    """Choose the columns' widths for a narrow screen; None for each if the rows fit. The widest columns shrink first,
+    to their longest words, then the right-aligned numbers; if that is not enough, words are broken."""
     columns = [*zip(header, *rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     words = [_longest_word(column) for column in columns]

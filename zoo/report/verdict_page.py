@@ -36,7 +36,7 @@ def write_results_page(
 ) -> None:
     """Write a page. Raises ConfigError if the file cannot be written.
 
-    A sentence has an arm, the arm's verdict, and the text that tells it; `family` are the comparisons over which the
+    Each of `sentences` has an arm, its verdict, and the verdict's text; `family` names the comparisons over which the
     verdicts are corrected. Pictures are SVG elements. Results are tables and lines between them.
     """
     content = {"about": about, "sentences": sentences, "notes": notes, "pictures": pictures, "results": results}
@@ -50,7 +50,7 @@ def write_results_page(
 def write_report_page(
     report: Report, title: str, file: Path, notes: Sequence[str] = (), tables: Sequence[TextTable] = ()
 ) -> None:
-    """Write a report's page. `notes` are sentences on the basis of the verdicts; `tables` come before the report's."""
+    """Write a report's page. `notes` are sentences on the basis of the verdicts; `tables` precede the report's own."""
     better = "higher" if report.higher else "lower"
     write_results_page(
         file,

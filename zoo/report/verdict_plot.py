@@ -34,7 +34,7 @@ METRICS = {"val_loss": "validation loss", "loss": "training loss"}
 """Names of metrics in titles."""
 
 Curve = tuple[list[float], list[float], list[float], list[float]]
-"""Tokens, and the minimum, mean and maximum value over seeds at each."""
+"""Four lists: tokens, and the minimum, mean and maximum over seeds at these tokens."""
 
 
 def draw_report(report: Report, file: Path) -> None:
@@ -105,8 +105,8 @@ def _draw_differences(axes: Axes, report: Report) -> None:
 
 
 def collect_curves(report: Report) -> dict[str, Any]:
-    """Collect the curves of all arms, and the name of the metric: the training loss if a run evaluated the metric only
-    once. Empty if neither has two points."""
+    """Collect the curves of all arms, and the name of the metric: the training loss if no arm has two values of the
+    report's metric. Empty if no curve has two points."""
     for metric in (report.metric, "loss"):
         curves = {arm.name: collect_curve(arm, metric) for arm in report.arms}
         if any(len(at) > 1 for at, *_ in curves.values()):
@@ -148,8 +148,8 @@ RINGS = {"on the front": ("black", "-"), "undecided": ("tab:gray", ":")}
 
 
 def _draw_front(axes: Axes, report: Report, cost: str, front: Mapping[str, Place], colors: Mapping[str, Any]) -> None:
-    """Draw the arms' mean metric with its 95 % interval against a cost. Arms on the Pareto front are ringed, those that
-    it may hold are dotted."""
+    """Draw the arms' mean metric with its 95 % interval against a cost. Arms on the Pareto front have a ring, undecided
+    arms a dotted ring."""
     for arm in report.arms:
         values = list(keep_finite(arm.values(report.metric)).values())
         if not values:

@@ -41,7 +41,8 @@ FORECAST = ("seconds", "peak_memory")
 """Figures that a sweep predicts before its runs measure them."""
 
 LEAST_PEAK = 1e6
-"""Bytes below which a peak of memory is not a run's: it reused what an earlier run in the process had freed."""
+"""Bytes below which a memory peak is not the run's own: it reused memory that an earlier run in the process had
+freed."""
 
 FEW = 5
 """Number of seeds below which the p-value of pooled variance is always shown, and pairing is not judged."""
@@ -65,9 +66,9 @@ class Report:
     metric: str
     found: Mapping[str, Comparison]
     tuning: Mapping[str, float] = field(default_factory=dict)
-    """By arm the standard error that its searched learning rate adds to its mean; empty without searches."""
+    """The standard error that a searched learning rate adds to an arm's mean, by arm; empty without searches."""
     level: float = LEVEL
-    """The significance level, that of the look at which the arms are compared."""
+    """The significance level; in a sequential design, the level of the present look."""
     higher: bool = False
     """Whether more of the metric is better."""
     family: str = "all arms"
@@ -110,7 +111,7 @@ class Report:
 
     @property
     def tested(self) -> bool:
-        """Whether an arm has two runs, without which no test is possible."""
+        """Whether an arm has two runs or more, as any test needs."""
         return any(len(each.runs) > 1 for each in self.arms)
 
     @property
@@ -157,7 +158,7 @@ class Report:
         return found
 
     def sentence(self, arm: Arm) -> str:
-        """Write the verdict on an arm, with its basis."""
+        """Write the verdict on an arm, with its basis: margin, diverged runs, and the power of the design."""
         each = self.found[arm.name]
         said = f"equivalent within ±{each.margin:g}" if each.verdict == "equivalent" else name_verdict(each)
         if any(each.diverged):
@@ -169,7 +170,8 @@ class Report:
         return said if each.verdict != "inconclusive" else f"{said} ({self._describe_design(each)})"
 
     def _describe_design(self, each: Comparison) -> str:
-        """Say what the design of an inconclusive comparison can show, and what a new one would need."""
+        """Describe the smallest difference that an inconclusive comparison could detect, and the seeds and time that a
+        new experiment would need."""
         known = f"n = {each.n}" if each.paired else f"n = {each.n}, no seed in common"
         if each.p is None:
             unknown = "a learning rate's error is unknown (a single rate of its search finished)"
@@ -228,7 +230,7 @@ class Report:
         return mean(values) if values else None, stdev(values) if len(values) > 1 else None
 
     def _row(self, arm: Arm) -> list[str]:
-        """Give an arm's row of texts, with the columns of `HEADER`."""
+        """Return an arm's row of texts, with the columns of `HEADER`."""
         middle, spread = self.moments(arm)
         row = [arm.name, str(len(arm.runs)), "diverged" if middle is None else format_spread(middle, spread)]
         if arm is self.baseline:
@@ -261,9 +263,9 @@ class Report:
         return [*lines, *self.second_readings()]
 
     def second_readings(self) -> list[str]:
-        """Write a line with the p-values that have the variance pooled over all arms, where seeds are few or a verdict
-        would change; a line for each difference that may not hold on other rows; and one on what pairing takes off the
-        noise."""
+        """Write lines that qualify the verdicts: p-values with the variance pooled over all arms, where seeds are few
+        or a verdict would change; differences that may not hold on other rows; the noise that pairing removes; and why
+        seconds are not compared."""
         lines, pooled = [], [f"{name} {say_p(p, self.level)}" for name, p in self._list_pooled()]
         if pooled:
             lines.append(f"with the variance pooled over all arms (uncorrected): {', '.join(pooled)}")
@@ -282,7 +284,8 @@ class Report:
         return lines
 
     def _list_pooled(self) -> Iterable[tuple[str, float]]:
-        """List the arms, with p-values of pooled variance, that have few seeds or would get another verdict by it."""
+        """Yield arms and their p-values of pooled variance, if the arm has few seeds or the p-value would change its
+        verdict."""
         for name, each in self.found.items():
             if each.pooled is None or each.verdict == "equivalent":
                 continue
@@ -290,7 +293,7 @@ class Report:
                 yield name, each.pooled
 
     def _describe_pairing(self) -> list[str]:
-        """Write a line with the σ of each difference in pairs and of unpaired runs; none if no arm has both."""
+        """Write a line with the σ of each difference, in pairs and of unpaired runs; no line if no arm has both."""
         known = [
             (name, each.noise * math.sqrt(each.n), each.pairing)
             for name, each in self.found.items()
@@ -304,8 +307,8 @@ class Report:
         return [f"σ of a difference in pairs, and of unpaired runs: {said}{': pairing does not help' if hurts else ''}"]
 
     def row_error(self, arm: Arm) -> float | None:
-        """Give the standard error, over validation rows, of an arm's difference in validation loss. None if runs have
-        no losses by piece, or read different rows."""
+        """Estimate the standard error, over validation rows, of an arm's difference in validation loss. None if runs
+        have no losses by piece, or read different rows."""
         if self.metric != "val_loss":
             return None
         own, theirs = arm.pieces(), self.baseline.pieces()
@@ -336,8 +339,8 @@ class Report:
         return found
 
     def forecast_rows(self) -> list[list[str]]:
-        """List a row per arm with a figure that was measured and predicted: each of both, and their ratio. Peaks below
-        LEAST_PEAK are left out."""
+        """List a row per arm with figures that were both predicted and measured: measured, predicted, and their ratio.
+        Peaks below LEAST_PEAK are left out."""
         rows = []
         for arm in self.arms:
             least = {"peak_memory": LEAST_PEAK}
@@ -357,7 +360,7 @@ class Report:
 
 
 def name_verdict(each: Comparison) -> str:
-    """Name a verdict for people: without a test, of one seed say, there is none."""
+    """Return the display name of a verdict: `cannot be judged` if there was no test, as with one seed."""
     return "cannot be judged" if each.verdict == "inconclusive" and each.p is None else each.verdict
 
 
