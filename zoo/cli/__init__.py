@@ -77,7 +77,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _show_next_steps() -> bool:
-    """Print what can be done with what is in the working folder. False if there is nothing."""
+    """Print the next steps for the files in the working folder. Returns False if there are none."""
     from zoo.cli.welcome import list_next_steps
 
     steps = list_next_steps()
@@ -104,7 +104,7 @@ LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def _describe_value(error: Any) -> str:
-    """Describe the value of an option that Typer refuses, and what would do; "" for another fault."""
+    """Describe an option's value that Typer refuses, and the values allowed; "" for any other fault."""
     name = error.param.opts[-1] if getattr(error, "param", None) is not None else ""
     if fixed := re.search(r"(['\"])(.*)\1 is not one of (.*)\.$", error.message):
         found, known = fixed[2], re.findall("'(.*?)'", fixed[3])

@@ -124,7 +124,7 @@ def _find_number_faults(value: object) -> Iterator[str]:
 
 
 class Paneled(TyperCommand):
-    """Group options in plain help by panel (`rich_help_panel`), which Typer does only in rich's help."""
+    """A command whose plain help groups options by panel (`rich_help_panel`), as Typer does only in rich's help."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}

@@ -38,7 +38,7 @@ COMMANDS = {
     "/exit": "end (so does Ctrl-D)",
 }
 LONGEST_ANSWER = 1024
-"""Maximum tokens of an answer if neither the command line nor the checkpoint states them."""
+"""Maximum tokens of an answer, unless the command line or the checkpoint states another number."""
 
 
 @options()

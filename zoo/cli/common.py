@@ -1,4 +1,4 @@
-"""Define what several verbs share: their arguments, and composing the model."""
+"""Define the arguments that several verbs share, and compose the model that they name."""
 
 from __future__ import annotations
 

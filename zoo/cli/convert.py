@@ -106,8 +106,8 @@ def _write_hf(
     verify: bool,
     dtype: Dtype,
 ) -> str:
-    """Write a Hugging Face folder, compared with the model before it appears if `verify`, and print what was written.
-    Returns what was compared, in words."""
+    """Write a Hugging Face folder, and print what was written. With `verify` the folder is compared with the model
+    before it appears. Returns a description of the comparison."""
     from zoo.checkpoint import hf, store
     from zoo.families.serving import describe_serving
     from zoo.text.handover import verify_draft

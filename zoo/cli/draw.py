@@ -1,4 +1,4 @@
-"""`zoo draw`: draw a model's architecture from its Spec, or two beside each other."""
+"""`zoo draw`: draw a model's architecture from its Spec, or two models side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.drawing.scene import Scene
 
     Drawn = Callable[[], Scene]
-    """Draws a scene, which only a file needs."""
+    """Draws a scene. Called only if a file is written."""
 
 
 LOOKS, COSTS = ("paper", "cost", "strip"), ("params", "flops", "cache")
@@ -106,7 +106,8 @@ def _plan(words: list[str], context: int | None, *, diff: bool) -> tuple[list[An
 
 
 def _draw_two(plans: list[ModelPlan], look: str) -> tuple[Drawn, list[Any]]:
-    """Draw two models beside each other, for a file and for a terminal."""
+    """Draw two models side by side: the scene for a file, and lines for a terminal. Raises ConfigError for a look that
+    shows one model."""
     from zoo.drawing.two_models import draw_beside, list_differences
 
     if look != "paper":
@@ -117,7 +118,7 @@ def _draw_two(plans: list[ModelPlan], look: str) -> tuple[Drawn, list[Any]]:
 
 
 def _draw_one(plan: ModelPlan, spec: Any, look: str, by: str) -> tuple[Drawn, list[Any]]:
-    """Draw a model, for a file and for a terminal."""
+    """Draw a model: the scene for a file, and lines for a terminal."""
     from zoo.drawing.text_figure import draw_text, draw_text_strip
 
     if look == "strip":

@@ -30,7 +30,7 @@ def choose_mode(asked: Mapping[str, Any]) -> str | None:
 
 
 def refuse_idle(given: Mapping[str, Any], taken: Collection[str], mode: str | None) -> None:
-    """Raise ConfigError for the options in `given` that have no effect in a mode, because it does not take them
+    """Raise ConfigError for the options in `given` that have no effect, because the mode does not take them
     (`taken`)."""
     beside = f"beside --{mode}" if mode else "on a text"
     idle = (name for name, value in given.items() if value not in (None, []) and name not in taken)

@@ -96,7 +96,7 @@ def _read_seeds(text: str | None) -> int | list[int] | None:
 
 
 def _read(words: list[str], arms: list[str], stated: dict[str, Any]) -> tuple[str, Experiment]:
-    """Read the experiment of a file or a recipe, or make one of flags; flags replace what a file says. Raises
+    """Read the experiment of a file or a recipe, or make one of flags; flags replace the file's values. Raises
     ConfigError with all faults."""
     from zoo.experiments.experiment import find_recipe, list_recipes, make_experiment, read_node
 

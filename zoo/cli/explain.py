@@ -55,8 +55,8 @@ def explain_name(name: str) -> dict[str, Any]:
 
 
 def _explain_setting(name: str) -> dict[str, Any] | None:
-    """Describe a name of training; None for any other, without loading what training needs. A name that the grammar
-    has too (`parallel`) is described as training's, beside its places in the grammar."""
+    """Describe a setting of training; None for any other name, found without importing zoo.training. A name that the
+    grammar has too (`parallel`) gets its places in the grammar as `also`."""
     from zoo.analysis.grammar_names import find_places
     from zoo.grammar.vocabulary import list_axes
     from zoo.paths import read_conf

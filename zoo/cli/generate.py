@@ -212,15 +212,15 @@ def run(
 
 
 def _name_base(checkpoint: Path | None, folder: Path) -> Path:
-    """Return the path that a checkpoint's adapters call their base: of a GGUF file not the folder it is unpacked to."""
+    """Return the path by which adapters name their base: the GGUF file, not the folder into which it was unpacked."""
     return checkpoint if checkpoint is not None and checkpoint.is_file() else folder
 
 
 def open_results(
     file: Path, batch: BatchOptions, prompts: list[Prompt], folder: Path, model: Serving, adapters: Mapping[str, str]
 ) -> Results:
-    """Open the file of results for a folder's model. Raises ConfigError if the file exists already, unless it is to be
-    resumed; then if it was written by another model, precision, template or set of adapters."""
+    """Open the file of results for a folder's model. Raises ConfigError if the file exists and is neither to be resumed
+    nor replaced, or if another model, precision, template or set of adapters wrote it."""
     from zoo.checkpoint.finding import find
     from zoo.checkpoint.manifest import hash_text, identify
     from zoo.text.results import Results

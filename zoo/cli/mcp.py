@@ -14,7 +14,7 @@ from zoo.cli.options import flag
 from zoo.errors import ConfigError, ZooError
 
 ONE_AT_A_TIME = threading.Lock()
-"""Held by the tool that runs: standard output is the protocol's, and what a tool prints is turned away from it."""
+"""Held while a tool runs, because its prints are redirected: standard output belongs to the protocol."""
 
 
 def run(
@@ -55,7 +55,7 @@ def make_server(allow_write: bool = False) -> Any:
 
 
 def _describe(tool: Callable[..., Any]) -> str:
-    """The tool's docstring; with a `setup`, also the fields of one."""
+    """Return the tool's docstring; if the tool has a parameter `setup`, followed by its fields."""
     import inspect
 
     from zoo.cli.setup import HELP
@@ -66,8 +66,8 @@ def _describe(tool: Callable[..., Any]) -> str:
 
 
 def _guard(tool: Callable[..., Any]) -> Callable[..., str]:
-    """Wrap a tool: overrides may not name code, its faults are answers, its prints go to standard error, its result is
-    JSON (of a text, the text)."""
+    """Wrap a tool: refuse overrides that name code, turn ZooErrors into tool errors, send prints to standard error, and
+    return the result as JSON (a text unchanged)."""
     from mcp.server.mcpserver.exceptions import ToolError  # pyright: ignore[reportMissingImports]
 
     from zoo.compose.gate import check_overrides

@@ -50,7 +50,8 @@ class SweepOptions:
     json: bool = flag("With --plan: print JSON.")
 
     def design(self) -> SweepDesign:
-        """Say what to do with the arms. Steps are timed if --measure is given; with --plan this is the default."""
+        """Make the SweepDesign of these options. Steps are timed if --measure is given; with --plan this is the
+        default."""
         from zoo.jobs.conducting import SweepDesign
 
         return SweepDesign(

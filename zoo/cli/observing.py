@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def naming_interrupts(what: str, folder: Path) -> Iterator[None]:
-    """Say, at Ctrl-C or SIGTERM, what was interrupted and how to resume. The run that the signal reached names only
-    itself."""
+    """Print, at Ctrl-C or SIGTERM, what was interrupted and how to resume. The interrupted run itself prints only its
+    own name."""
     try:
         yield
     except KeyboardInterrupt:

@@ -89,7 +89,7 @@ def _split_hint(hint: Any) -> tuple[Any, Any]:
 
 
 def _list_parameters(group: Any, describe: Describe) -> list[Parameter]:
-    """Make a parameter for Typer of each field of a group."""
+    """Make a Typer parameter for each field of a group."""
     hints, made = get_type_hints(group, include_extras=True), []
     for each in fields(group):
         hint, info = _split_hint(hints[each.name])

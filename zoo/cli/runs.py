@@ -68,15 +68,14 @@ NUMBERS = HEADER[3:9]
 MOST_WORDS = 120
 """Maximum characters of a run's overrides in the table; `--json` has all of them."""
 SCORES = ("val_f1", "val_mrr", "val_pearson", "val_reward_accuracy")
-"""The metrics of rows that the column `score` can show. If a run has several, the first in this order is
-shown."""
+"""The metrics that the column `score` can show. If a run has several, the first in this order is shown."""
 EXPENDABLE = ("model", "loss", "tokens", "params", "steps", "when")
 """Columns that are left out on a narrow screen, in this order."""
 
 
 def _name_by_folder(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Name each run, by its path, by the overrides that not all runs of its folder share; a run that is alone in it, by
-    all of its own."""
+    """Map each run's path to a name: the overrides that not all runs of its folder share, or all of its overrides if it
+    is alone in the folder."""
     import textwrap
 
     from zoo.report.arms import name_runs

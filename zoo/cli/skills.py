@@ -59,7 +59,7 @@ def _describe(command: Any, path: str, short: str) -> Iterator[str]:
 
 
 def _clean(text: str | None) -> str:
-    """A help text without click's marks of verbatim paragraphs, whose lines become code."""
+    """Remove click's marks of verbatim paragraphs from a help text, and write these paragraphs' lines as code."""
     parts = inspect.cleandoc(text or "").split("\n\n")
     return "\n\n".join(_as_code(part) if part.startswith("\b") else part for part in parts).strip()
 

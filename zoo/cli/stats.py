@@ -25,7 +25,8 @@ class TrainedOptions:
     train: list[str] | None = option("Pattern of names of weights that train. May be given several times.")
 
     def tune(self, setup: Setup) -> Setup:
-        """Return a set-up in which only those weights train. Raises ConfigError for a faulty value of `lora`."""
+        """Return a set-up in which only the weights that these options name train. Raises ConfigError for a faulty
+        value of `lora`."""
         from zoo.api import tune_setup
 
         return tune_setup(setup, self._read_lora(), self.freeze or (), self.train or ())

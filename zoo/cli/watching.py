@@ -77,7 +77,7 @@ class JobTable:
         self.folder = folder
         self.arms = group_by_arm(jobs)
         self.columns: dict[str, str] = {}
-        """What tells a job from the others of its arm: its seed, or in a search the value that is tried."""
+        """The column of each job, by its name: its seed, or in a search the value that is tried."""
         for own in self.arms.values():
             alone = len({each.seed for each in own}) == len(own)
             tried = list_varied([each.typed for each in own])
@@ -87,7 +87,7 @@ class JobTable:
         self.ended: dict[str, str] = {}
         """The cells of finished jobs, whose folders are not read again."""
         self.told = {name for name, job in self._jobs() if self.has_ended(job)}
-        """The jobs whose ends were told, or had come before."""
+        """The names of the jobs whose ends were printed, or came before the table was made."""
         self.before, self.began = len(self.told), time.monotonic()
 
     def _jobs(self) -> Iterator[tuple[str, SweepPoint]]:

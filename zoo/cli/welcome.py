@@ -1,4 +1,4 @@
-"""Say what can be done next in the working folder: what `zoo` alone prints on a terminal. Imports nothing slow."""
+"""List the next steps in the working folder, which `zoo` without a verb prints on a terminal. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from zoo.untrusted.printable import shorten
 
 MOST = 8
-"""Maximum lines between the first and the last."""
+"""Maximum number of lines between the first line and the last."""
 
 READ = 1 << 16
 """Characters of a YAML file that are read to tell what it is."""
@@ -20,7 +20,7 @@ KINDS = {
     r"^model:": "zoo train -c {}",
     r"^(vocab_size|d_model|n_layers|d_ff|attention|ffn):": "zoo stats {0}, zoo draw {0}, zoo train {0} steps=100",
 }
-"""What a YAML file is for, by a key at its top level: the first that it has."""
+"""Maps a pattern of a YAML file's top-level key to the commands for this file. The first match counts."""
 
 
 def list_next_steps(folder: Path = Path()) -> list[str]:
@@ -37,7 +37,7 @@ def list_next_steps(folder: Path = Path()) -> list[str]:
 
 
 def _list_runs(folder: Path) -> Iterator[str]:
-    """The last run and what continues it, then how many others there are."""
+    """Yield lines on the last run and how to continue it, on the number of runs, and on sweeps."""
     runs = [each.parent for depth in ("*", "*/*") for each in folder.glob(f"runs/{depth}/checkpoints")]
     last = folder / "runs" / "last"  # zoo.runs, which names these, takes longer to import than all of this
     named = Path(last.read_text(encoding="utf-8", errors="replace").strip()) if last.is_file() else None
@@ -52,7 +52,7 @@ def _list_runs(folder: Path) -> Iterator[str]:
 
 
 def _list_models(folder: Path) -> Iterator[str]:
-    """Model files and Hugging Face folders, the newest first."""
+    """Yield a line for each model file and Hugging Face folder, the newest first."""
     for path in sorted(folder.iterdir(), key=lambda each: -each.lstat().st_mtime):
         if (use := _find_use(path)) is not None:
             name = _name(Path(path.name))
@@ -60,7 +60,7 @@ def _list_models(folder: Path) -> Iterator[str]:
 
 
 def _find_use(path: Path) -> str | None:
-    """The commands for a model's file or folder, or a training config; None for anything else."""
+    """Return the commands for a model's file or folder, or for a training config; None for anything else."""
     if path.suffix in (".yaml", ".yml") and path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(READ)

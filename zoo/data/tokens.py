@@ -228,7 +228,7 @@ class Batches:
         self.share: tuple[int, int] = (0, 1)
         """(index, count): the part of each batch that this process reads."""
         self.ahead: ReadAhead | None = None
-        """Reads the next batch while a device computes with the present one; None on a CPU, which has no time over."""
+        """Reads the next batch while a device computes; None on a CPU, where this saves no time."""
         self._places: tuple[int, list[Place]] = (-1, [])
 
     def __iter__(self) -> Iterator[Batch]:
