@@ -1,4 +1,4 @@
-"""The command line of a run, with which other processes train it."""
+"""The command line with which another process starts or resumes a run."""
 
 from __future__ import annotations
 

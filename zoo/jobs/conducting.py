@@ -66,7 +66,8 @@ class SweepObserver:
 
 def look_ahead(plan: LaunchPlan, design: SweepDesign, sweep: Sweep, *, only_plan: bool = False) -> Outlook:
     """Return the outlook of a sweep: compose, deduplicate, match and price all points; time their steps if the design
-    says so. With `only_plan`, points that do not fit a device are listed as refused. Raises ConfigError if all are."""
+    says so. With `only_plan`, points that do not fit a device are listed as refused. Raises ConfigError if all points
+    are refused."""
     forecaster = Forecaster(measure=design.measure)
     jobs, dropped = drop_duplicates(plan.list_points())
     matched = _match(plan, design, jobs, sweep) if design.match else None
@@ -150,8 +151,8 @@ def _launch(
 def _search(
     plan: LaunchPlan, sweep: Sweep, outlook: Outlook, design: SweepDesign, launch: Any, observer: SweepObserver
 ) -> list[SweepPoint]:
-    """Search the learning rate of each arm, by the grid or by a number of trials, then the design's further numbers at
-    the rates found; record the results, and return the jobs at the chosen values."""
+    """Search the learning rate of each arm, on a grid or by trials, then the design's further numbers at the rates
+    found. Records the results in sweep.json, and returns the jobs at the chosen values."""
     trials = design.trials
 
     def begin(job: SweepPoint) -> RateSearch:

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from zoo.training.run import Run
 
 STEPS = 3
-"""Timed steps, after one untimed step: the first calls take longer."""
+"""The number of timed steps. One untimed step comes before, because the first calls take longer."""
 
 MATCHED_STEPS = 20
-"""Timed steps where arms are matched in time: the noise of STEPS steps is far above the tolerance of 1 %."""
+"""The number of timed steps if arms are matched in time: after STEPS steps the noise is far above the tolerance of 1
+%."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,12 @@ class Timing:
     batches: int
     """The number of batches of an evaluation."""
     flops: float | None
-    """FLOPs of a step, if counted."""
+    """FLOPs of a step; None if they are not counted."""
     error: float = 0.0
-    """The standard error of `step`, as a share of it."""
+    """The relative standard error of `step`."""
 
     def predict_training(self, planned: TrainingPlan) -> float:
-        """Predict the seconds of a run's steps, `seconds` in its result.json."""
+        """Predict the seconds of a run's steps (`seconds` in its result.json)."""
         return planned.settings.steps * self.step
 
     def predict_whole(self, planned: TrainingPlan) -> float:
@@ -177,7 +178,7 @@ class Forecast:
     refused: bool = False
 
     def to_dict(self, planned: TrainingPlan) -> dict[str, Any]:
-        """Write the figures of a job as plain data, by their names in its result.json."""
+        """Return the figures of a job as plain data, keyed as in its result.json."""
         price, timing = self.price, self.timing
         flops = price.flops
         if flops is None and timing is not None and timing.flops is not None:

@@ -17,8 +17,8 @@ from zoo.training.start.lora import OWN
 
 
 def imply_by_weights(parsed: Sequence[Override], body: Mapping[str, Any]) -> list[Override]:
-    """Return the overrides with those that `weights=FOLDER`, typed or in the config `body`, implies: the folder's model
-    and tokenizer, unless others are named. The run's records then show them.
+    """Return the overrides, and those that `weights=FOLDER` implies: the folder's model and tokenizer, unless others
+    are named. `weights` is typed, or in the config `body`. The run's records then show all of these.
 
     Raises ConfigError if the folder has no tokenizer and none is named.
     """

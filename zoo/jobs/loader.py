@@ -25,12 +25,12 @@ BY_NUMBER = "${hydra.job.num}"
 
 
 def task_config(composed: Composed) -> DictConfig:
-    """Copy the config without Hydra's own node, for the task."""
+    """Copy a composed config without its node `hydra`."""
     return OmegaConf.masked_copy(composed.cfg, [str(key) for key in composed.cfg if key != "hydra"])
 
 
 def states_subdir(cfg: DictConfig) -> bool:
-    """Tell whether a config sets `hydra.sweep.subdir`, the names of the folders of a sweep's jobs."""
+    """Tell whether a config sets `hydra.sweep.subdir`, which names the folders of a sweep's jobs."""
     node = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
     return isinstance(node, dict) and node.get("subdir") != BY_NUMBER
 
@@ -53,7 +53,7 @@ class JobLoader(ConfigLoaderImpl):
     """The folder of the run or sweep, after it is made."""
     sweeps = False
     varied: set[str] | None = None
-    """The keys that a sweep varies, those of the model without `model.`; None for a run."""
+    """The keys that a sweep varies (keys of the model without `model.`); None for a run."""
     resolves = False
     """Whether the model's interpolations are replaced by their values, for a config that is printed."""
 
@@ -82,8 +82,8 @@ class JobLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Compose the config of a job, or, for RunMode.MULTIRUN, the config of the sweep.
 
-        A sweep's config has only the overrides with a single value that fit the default model. Each job is composed,
-        and checked, with all of its overrides. Raises ConfigError for a faulty job.
+        A sweep's config has only the overrides that have a single value and fit the default model. Each job is
+        composed, and checked, with all of its overrides. Raises ConfigError for a faulty job.
         """
         typed = parse_overrides(overrides, [])
         composed = self.compose_job([each.input_line or "" for each in typed if not each.is_sweep_override()])
@@ -104,7 +104,7 @@ class JobLoader(ConfigLoaderImpl):
 
     def _name_folder(self, composed: Composed) -> None:
         """Name the folder of a sweep's job by the hash of its config. An invalid job, which a sampler may propose,
-        keeps Hydra's default name, its number; its result.json there has the error."""
+        keeps Hydra's default name (the job's number); its result.json has the error."""
         if states_subdir(composed.cfg):
             return
         try:
@@ -114,7 +114,7 @@ class JobLoader(ConfigLoaderImpl):
         OmegaConf.update(composed.cfg, "hydra.sweep.subdir", name)
 
     def _place(self, cfg: DictConfig) -> None:
-        """Write the mode, the folder, and the callback that records a job's outcome into the `hydra` node."""
+        """Set in the node `hydra`: the mode, the folder, and the callback that records a job's outcome."""
         with open_dict(cfg):
             cfg.hydra.mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
             cfg.hydra.callbacks.zoo = {"_target_": f"{Record.__module__}.{Record.__qualname__}"}

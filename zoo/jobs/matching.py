@@ -44,7 +44,7 @@ CURRENCIES = ("params", "active", "all_flops", "elementwise", "cache_bytes", "to
 passes."""
 
 MOST = 1 << 26
-"""The largest value of a dimension that is tried."""
+"""The largest value tried for a dimension."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class MatchedArm:
     figures: Mapping[str, float]
     """The known costs, by their names in CURRENCIES or FIGURES."""
     noise: float | None = None
-    """The standard error of the arm's measured seconds, as a share of them, where arms are matched in time."""
+    """The relative standard error of the arm's measured seconds; None unless arms are matched in time."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Match:
 
     @property
     def noise(self) -> float | None:
-        """The largest standard error of an arm's seconds ÷ the baseline's; None if arms are not matched in time, or if
-        the seconds were not measured again."""
+        """The largest relative standard error of the ratio of an arm's seconds to the baseline's; None if no other arm
+        was timed."""
         first, *others = (each.noise for each in self.arms)
         known = [math.hypot(first or 0.0, each) for each in others if each is not None]
         return max(known, default=None)
@@ -148,8 +148,8 @@ class Matching:
 
 
 def choose_dimension(plan: LaunchPlan, jobs: Sequence[SweepPoint], budget: str, baseline: str | None) -> str:
-    """Choose the dimension that a budget is solved by: n_kv_heads for the cache, if some number of key-value heads
-    matches every arm and the sweep does not vary it; else the dimension in BUDGETS."""
+    """Choose the dimension to solve for a budget: n_kv_heads for the cache, if some number of key-value heads matches
+    every arm and the sweep does not vary it; else the dimension in BUDGETS."""
     arms, heads = group_by_arm(jobs), "n_kv_heads"
     if budget != "kv" or any(find_key(word) == find_place(heads) for each in jobs for word in each.typed):
         return BUDGETS[budget]
@@ -247,7 +247,7 @@ def search(share: Callable[[int], float], start: int) -> int:
 
 def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
     """List the step sizes by which a dimension is solved, the preferred one first. If the head width follows from
-    d_model, they make it an even number."""
+    d_model, the step sizes keep the head width even."""
     if by.rpartition(".")[2] == "d_ff":
         return 8, 1
     if by.removeprefix("model.") != "d_model":

@@ -19,8 +19,8 @@ from zoo.report.history import collect_runs
 
 @dataclass(frozen=True)
 class Outlook:
-    """A sweep before it runs. `refused` has the faults of invalid points by their overrides, `dropped` each duplicate
-    point with the job that it equals, `done` the names of the jobs that are finished."""
+    """A sweep before it runs. `refused` maps the overrides of an invalid point to its faults; `dropped` pairs each
+    duplicate point with the job that it equals; `done` has the names of the finished jobs."""
 
     jobs: Sequence[SweepPoint]
     forecaster: Forecaster
@@ -49,7 +49,7 @@ class Outlook:
 
     @property
     def seconds(self) -> float | None:
-        """The sum of the seconds of all jobs that are not done; None if some are unknown."""
+        """The predicted seconds of all jobs that are not done, added up; None if some are unknown."""
         return self._add_up(self.left)
 
     @property
@@ -65,7 +65,7 @@ class Outlook:
         return self.forecaster.forecast(job.planned)
 
     def predict(self, job: SweepPoint) -> dict[str, Any]:
-        """Predict the figures of a job, by their names in its result.json."""
+        """Predict the figures of a job (FLOPs, seconds, memory), keyed as in its result.json."""
         return self.forecast(job).to_dict(job.planned)
 
     @property

@@ -41,8 +41,9 @@ def pin_worker(folder: Path, workers: int) -> tuple[set[int] | None, str | None]
     """Pin this process to its share of the cores and to one GPU, permanently; returns both. The process must not have
     used a GPU yet.
 
-    The cores are None if there are fewer than workers, or if the system cannot pin; the GPU is None if there are fewer
-    than two; both are None if all slots are taken, if this process is pinned already, or for a single worker.
+    The cores are None if there are fewer cores than workers, or if the system cannot pin. The GPU is None if there are
+    fewer than two GPUs. Both are None if all slots are taken, if this process is pinned already, or for a single
+    worker.
     """
     slot = None if _held or workers < 2 else _take_slot(folder, workers)
     return (None, None) if slot is None else (_pin_cores(slot, workers), _pin_device(slot))

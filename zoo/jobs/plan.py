@@ -88,7 +88,7 @@ class LaunchPlan:
             raise ConfigError(f"{wanted}: cannot be made, found {found} ({key}=FOLDER names another)") from error
 
     def _compose_hydra(self) -> DictConfig:
-        """Compose the config with Hydra's own node, whose interpolations Hydra resolves."""
+        """Compose the config with its node `hydra`, and give it to Hydra, which resolves the node's interpolations."""
         mode = RunMode.MULTIRUN if self.sweeps else RunMode.RUN
         cfg = self.loader.load_configuration(self.config_name, self.overrides, mode)
         HydraConfig.instance().set_config(cfg)
@@ -163,7 +163,8 @@ class LaunchPlan:
         return start_run(task_config(self.jobs[0]))
 
     def launch(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
-        """Run jobs of a sweep. Each job that ends, failed or not, leaves a `result.json` in its folder in `folder`."""
+        """Run jobs of a sweep. Each job that ends, failed or not, leaves a `result.json` in its subfolder of
+        `folder`."""
         self.loader.folder = str(folder)
         launch_jobs(self.hydra, self.config_name, run_one_job, self.overrides, [each.typed for each in jobs])
 
@@ -173,7 +174,7 @@ class LaunchPlan:
         return [SweepPoint.of(each, planned, arm) for each, planned, arm in named if planned]
 
     def list_refused(self) -> dict[str, list[str]]:
-        """List the faults of the invalid points, by their overrides."""
+        """Map the overrides of each invalid point to its faults."""
         names = list_varied([each.typed for each in self.jobs])
         listed = zip(names, self.jobs, self.planned, strict=True)
         return {name: each.faults for name, each, planned in listed if planned is None}

@@ -145,11 +145,11 @@ def search_rates(
     key: str = KEY,
     proxy: Sequence[str] = (),
 ) -> tuple[list[SweepPoint], dict[str, RateSearch]]:
-    """Search the learning rate (or another number, by its `key`) of every arm, by the grid or by the search that
-    `begin` makes from the job of an arm's first seed; the overrides `proxy` make the models narrower. All arms' jobs of
-    a round run together. `launch` is called with these jobs, and with each job's fields in sweep.json by name. Returns
-    the jobs of all seeds at the chosen values, and the searches. Raises ConfigError if the sweep varies the rate
-    itself, and ZooError if every value of an arm failed."""
+    """Search the learning rate of every arm, or another number by its `key`. `begin` makes an arm's search from the job
+    of its first seed; the default is a grid. The overrides `proxy` make the models narrower. All arms' jobs of a round
+    run together: `launch` is called with them, and with their fields in sweep.json by job name. Returns the jobs of all
+    seeds at the chosen values, and the searches by arm. Raises ConfigError if the sweep varies the rate itself, and
+    ZooError if every value of an arm failed."""
     if key == KEY and (faults := find_faults(jobs)):
         raise ConfigError(*faults)
     arms = group_by_arm(jobs)

@@ -73,7 +73,7 @@ def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], 
 
 
 def list_options(settings: Training, launcher: SlurmLauncher, folder: Path) -> Iterator[str]:
-    """Yield the options of sbatch."""
+    """Yield the sbatch options of a run, without `--`."""
     gpus = launcher.gpus if launcher.gpus != "auto" else 0 if is_on_cpu(settings) else settings.nproc
     yield f"job-name={shlex.quote(f'zoo-{folder.name}')}"
     yield f"nodes={settings.nodes}"
@@ -97,8 +97,8 @@ def is_on_cpu(settings: Training) -> bool:
 
 
 def count_cpus(settings: Training, launcher: SlurmLauncher) -> int | None:
-    """Count the CPUs of a node that a job requests, because SLURM gives a task only one by default. None leaves it to
-    the cluster."""
+    """Count the CPUs that a job requests on each node; None leaves the number to the cluster. SLURM's own default is
+    one CPU for a task."""
     if launcher.cpus != "auto":
         return launcher.cpus
     return (settings.nproc or 1) * (1 if is_on_cpu(settings) else CPUS_BY_GPU)

@@ -107,13 +107,13 @@ def find_key(override: str) -> str:
 
 
 def list_varied(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """List for each job the overrides that not all jobs share. Jobs are given by their overrides."""
+    """Return for each job the overrides that not all jobs share, as one text. Jobs are given by their overrides."""
     shared = set.intersection(*map(set, jobs))
     return [" ".join(override for override in each if override not in shared) for each in jobs]
 
 
 def group_by_arm(jobs: Sequence[SweepPoint]) -> dict[str, list[SweepPoint]]:
-    """Group jobs into arms, which differ only in their seeds, under the names that `zoo report` uses."""
+    """Group jobs that differ only in their seeds into arms, under the names that `zoo report` uses."""
     found: dict[str, list[SweepPoint]] = {}
     for name, job in zip(name_arms([each.typed for each in jobs]), jobs, strict=True):
         found.setdefault(job.arm or name, []).append(job)

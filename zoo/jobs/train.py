@@ -127,8 +127,8 @@ def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None)
 
 
 def decode_first_rows(cfg: DictConfig, count: int) -> list[list[RowPiece]]:
-    """Prepare a run's data, and decode the first `count` rows that it would train on, each once. Only the cache of
-    tokens is written. Raises ConfigError as a run does."""
+    """Prepare a run's data, and decode its first `count` training rows, without repeats. Only the cache of tokens is
+    written. Raises ConfigError as a run does."""
     planned = plan_training(cfg)
     show = Show(planned.settings.steps)
     planned, device, data = prepare_device_and_data(planned, show, ALONE)
@@ -252,8 +252,8 @@ def refuse_other_run(planned: TrainingPlan, folder: Path, checkpoint: Path, coun
 
 
 def describe_other_count(checkpoint: Path, counters: Mapping[str, Any], world: World) -> str | None:
-    """Describe a resumed run whose number of processes is not the one that wrote the checkpoint; None if the number is
-    the same, or unknown because an older version wrote the checkpoint."""
+    """Describe that a run resumes with another number of processes than its checkpoint was written by; None if the
+    number is the same, or unknown because an older version wrote the checkpoint."""
     was = counters.get("processes") or world.size
     if was == world.size:
         return None
@@ -352,7 +352,7 @@ def describe_sample_of_rows(run: Run) -> str | None:
 
 
 def list_drawings() -> dict[str, Callable[[Run], object]]:
-    """List the drawing functions called after each evaluation, by their names in messages."""
+    """Return the functions that draw after each evaluation, by their names in messages."""
     return {"picture": draw_picture, "page": draw_page}
 
 
@@ -378,7 +378,7 @@ def draw_last_page(run: Run, status: str) -> None:
 
 
 def find_output_folder() -> Path:
-    """Return Hydra's output folder of this job; without Hydra, one named by the time."""
+    """Return Hydra's output folder of this job; without Hydra, a folder named by the time."""
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():

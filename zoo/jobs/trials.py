@@ -75,7 +75,7 @@ class Trials(RateSearch):
     count: int = 0
     at_once: int = 1
     numbers: dict[float, int] = field(default_factory=dict)
-    """The trial number of each quarter decade of this round."""
+    """The trial numbers of this round, by place."""
 
     @classmethod
     def open(cls, folder: Path, job: SweepPoint, count: int, at_once: int) -> Trials:
@@ -140,7 +140,7 @@ def open_study(folder: Path, name: str, steps: int, *, create: bool = False) -> 
 
 
 def make_pruner(steps: int) -> Any:
-    """Make the rule that ends runs of `steps` steps early."""
+    """Make the optuna pruner for runs of `steps` steps."""
     optuna = require_optuna()
 
     class Halving(optuna.pruners.SuccessiveHalvingPruner):

@@ -24,7 +24,7 @@ ASIDE = (SEED, HYDRAS)
 SEARCHED = ("optim.lr=", "eval_part=")
 """Prefixes of the overrides that a learning-rate search sets; they do not distinguish arms either."""
 ALL_RUNS = "all runs"
-"""The name of an arm whose overrides all runs share."""
+"""The name of an arm without overrides of its own: all runs share them."""
 
 CURRENCIES = ("params", "tokens", "flops", "elementwise", "cache_bytes", "seconds")
 """The costs of arms, called currencies: parameters, tokens and FLOPs of training, elementwise operations of the forward
@@ -138,7 +138,7 @@ def group_arms(records: Sequence[RunRecord]) -> tuple[list[Arm], list[str]]:
 
 
 def _own_overrides(record: RunRecord) -> Sequence[str]:
-    """List the overrides of a run that may distinguish its arm: without those that a search of rates has set."""
+    """List the overrides that may distinguish a run's arm: all but those that a learning-rate search has set."""
     return record.overrides if record.search is None else [e for e in record.overrides if not e.startswith(SEARCHED)]
 
 

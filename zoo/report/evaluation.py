@@ -54,7 +54,7 @@ def _describe_reading(found: Mapping[str, Any]) -> str:
 
 
 def _list_rows(row: Mapping[str, Any], measures: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the lines of one precision: of all sources together, then of each source if there are several."""
+    """Yield the table's rows for one precision: all sources together, then each source if there are several."""
     more = f"{row['loss_difference']:+.4f}" if "loss_difference" in row else ""
     sources = row.get("sources", {})
     own = row.get("measures", {})

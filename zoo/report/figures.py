@@ -89,7 +89,7 @@ WORDS = {
     },
     "memory.bottleneck": PARTS,
 }
-"""Texts for figures whose value is a word, by the figure's path."""
+"""Maps the path of a figure whose value is a word to the texts for its values."""
 
 UNITS = {"params": "params", "trained": "params", "flops": "FLOP", "memory": "B"}
 HOLDING = (
@@ -106,7 +106,7 @@ HOLDING = (
     ("checkpoint", "B"),
     ("flops", "FLOP"),
 )
-"""Units by a substring of the figure's name; the first match counts."""
+"""Pairs of a substring of a figure's name and its unit; the first match counts."""
 
 COUNTS = ("layers", "context", "batch", "tokens", "experts", "gpus", "ranks", "stored", "used", "ratio", "per_token")
 
@@ -234,13 +234,13 @@ HELD = ("kv_cache", "generate_activations", "generate_peak")
 """The memory figures of generating: the parts except weights, then the peak."""
 GENERATING = (*HELD, "generate_note")
 MOMENTS = {"loss": ("activations", "loss_head"), "step": ("gradients", "step")}
-"""Memory figures that count at a training peak in addition to weights and optimizer states, by its `peak_at`. Any other
-peak has only parts of figures, which are shown as one rest."""
+"""Maps the moment of a training peak (`peak_at`) to the memory figures that add to weights and optimizer states. At
+other moments only parts of figures add, which are shown as one rest."""
 
 
 def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
-    """Split the memory section into one of training and one of generating. In each, + is before the rows that add up to
-    the peak, and = before the peak."""
+    """Split the memory section into a section on training and one on generating. In each section, + marks the rows that
+    add up to the peak, and = the peak."""
     memory, heading = priced["memory"], format_heading("memory", priced)
     addends, training = _list_addends(memory), {}
     for name, value in memory.items():

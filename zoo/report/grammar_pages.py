@@ -1,5 +1,5 @@
-"""Format the pages of `zoo.analysis.grammar_names` for a terminal and in Markdown (docs/choices/). Each describes a
-name of the grammar."""
+"""Format pages on names of the grammar (`zoo.analysis.grammar_names`) for a terminal; docs/choices/ uses parts of
+them."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class RunRecord:
 
     @property
     def predicted(self) -> dict[str, Any]:
-        """The figures that the run's sweep predicted, by their names in the outcome; empty for a single run."""
+        """The figures that the run's sweep predicted, keyed as in the outcome; empty for a single run."""
         return self.job.get("predicted", {})
 
     @property
@@ -159,8 +159,8 @@ class RunRecord:
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """The figures named in `SHOWN` and `RESULTS`: those of the result if the run is done, else the last logged
-        ones."""
+        """The figures named in `SHOWN` and `RESULTS`: from the result if the run is done, else the last logged
+        values."""
         found = {key: self.result.get(key) for key in (*SHOWN, *RESULTS)}
         status = self.status
         if status != "done":

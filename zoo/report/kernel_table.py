@@ -50,14 +50,15 @@ def _layers(lines: Sequence[Line], installed: str) -> list[str]:
 
 
 def _place(line: Line) -> str:
-    """Write a kind of layer, its number of layers, and whether the line is of its cross-attention."""
+    """Name a kind of layer, with its number of layers, and with `(cross-attention)` for a line on that part."""
     tower = f"{line['tower']} " if line["tower"] else ""
     cross = " (cross-attention)" if line["part"] == "cross" else ""
     return f"{tower}{line['kind']} × {line['layers']}{cross}"
 
 
 def _refused(lines: Sequence[Line]) -> list[str]:
-    """List each reason once, with the kernels that refuse for it, and the layers and uses to which it is limited."""
+    """List each reason of a refusal once, with the kernels that refuse, and with the layers and uses if not all are
+    refused."""
     held: dict[str, dict[str, list[Line]]] = {}
     for line in lines:
         for kernel, reason in line["refusals"].items():

@@ -31,7 +31,7 @@ with norms of queries and keys)."""
 
 
 def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
-    """Read a search's losses (`RateSearch.to_dict`) by decade: log10 of the rate. Failed runs have an infinite loss."""
+    """Read a search's losses (`RateSearch.to_dict`) by log10 of the rate. Failed runs have an infinite loss."""
     return {math.log10(float(rate)): math.inf if loss is None else loss for rate, loss in search["losses"].items()}
 
 
@@ -41,8 +41,8 @@ def find_optimum(search: Mapping[str, Any], noise: float) -> RateOptimum:
 
 
 def find_noise(arms: Iterable[Mapping[int, float]], searches: Mapping[str, Mapping[str, Any]]) -> LossNoise:
-    """Find the noise of the losses that searches minimise: the largest of the noise of the arms' losses over seeds, and
-    of the noise noted with each search on a proxy (`noise`), whose narrow model is noisier."""
+    """Find the noise of the losses that searches minimise: that of the arms' losses over seeds, or that noted with a
+    search on a proxy (`noise`) if it is larger, because narrow models are noisier."""
     return max([LossNoise.of_arms(arms), *(LossNoise(*each["noise"]) for each in searches.values() if "noise" in each)])
 
 

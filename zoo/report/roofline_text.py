@@ -13,9 +13,9 @@ SIDES = {"compute": "compute-bound", "bandwidth": "memory-bound"}
 
 
 def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
-    """List rows for peak and bandwidth; for decoding and prefill, with the minimum seconds of a step, the limiting
-    resource and the maximum tokens per second; for training, estimated from MFU; and for whether memory fits. Notes of
-    at most `width` columns follow."""
+    """List rows for peak and bandwidth; for decoding and prefill (minimum seconds of a step, limiting resource, maximum
+    tokens per second); for training, estimated from MFU; and for whether memory fits. Notes of at most `width` columns
+    follow."""
     peak, bandwidth = (
         format_si(found["peak_flops_per_second"], "FLOP/s"),
         format_si(found["bandwidth_bytes_per_second"], "B/s"),

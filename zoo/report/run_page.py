@@ -112,7 +112,7 @@ def _format(name: str, value: object) -> str:
 
 
 def list_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """List a header and the figures of the last evaluation by class; empty if there are none."""
+    """List a header, and per class a row of precision, recall, F1 and count; empty without classes."""
     rows = [
         (name, *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), f"{row['count']:,}")
         for name, row in by_class.items()

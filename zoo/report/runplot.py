@@ -32,7 +32,7 @@ NOT_DRAWN = ("step", "tokens", "steps", "seconds", "flops")
 
 
 def check_curves(records: Mapping[str, RunRecord], x: str, metric: str, share: float, file: Path) -> None:
-    """Raise ConfigError for a file, smoothed fraction, metric or x-axis with which no figure can be drawn."""
+    """Raise ConfigError if the file, the smoothed fraction, the metric or the x-axis is unusable."""
     check_picture(file, len(records))
     if not 0 <= share < 1:
         raise ConfigError(f"smooth: is {share}, not a share of a run (0 draws every point; 0.04 is usual)")
@@ -74,7 +74,7 @@ def draw_runs(
 
 
 def _drawn_points(record: RunRecord, x: str, metric: str) -> list[dict[str, Any]]:
-    """List a run's points with only the values that are drawn, so that runs of different speeds can be equal."""
+    """List a run's points with only the values that are drawn, so that runs that differ only in speed are equal."""
     drawn = (x, metric, *(("val_loss",) if metric == "loss" else ()))
     return [{name: each[name] for name in drawn if name in each} for each in record.points()]
 

@@ -41,7 +41,7 @@ FORECAST = ("seconds", "peak_memory")
 """Figures that a sweep predicts before its runs measure them."""
 
 LEAST_PEAK = 1e6
-"""Bytes below which a memory peak is not the run's own: it reused memory that an earlier run in the process had
+"""Bytes below which a memory peak is not the run's own: the run reused memory that an earlier run in the process had
 freed."""
 
 FEW = 5
