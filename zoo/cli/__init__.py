@@ -1,4 +1,5 @@
-"""Run the command line. A verb's module is imported when the verb runs; it calls one function and prints the result."""
+"""Run the command line. A verb's module is imported when the verb runs; the module calls one function and prints its
+result."""
 
 from __future__ import annotations
 

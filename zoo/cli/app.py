@@ -100,7 +100,8 @@ class Verbs(TyperGroup):
 
 
 def _check_numbers_of(command: Any) -> None:
-    """Make a command and its subcommands refuse to run with numbers that are not finite or exceed 64 bits."""
+    """Wrap a command and its subcommands so that they raise ConfigError for numbers that are not finite or exceed 64
+    bits."""
     for each in getattr(command, "commands", {}).values():
         _check_numbers_of(each)
     run = command.callback

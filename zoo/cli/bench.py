@@ -50,7 +50,7 @@ class RaceOptions:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings of a race, by the names that `zoo.bench.race_plan.plan_race` takes."""
+        """The settings of a race, keyed as `zoo.bench.race_plan.plan_race` reads them."""
         rest = {name: value for name, value in vars(self).items() if name not in ("against", "peer_python", "shape")}
         return rest | {"weights": self.weights or "", "isa": self.isa or ""}
 

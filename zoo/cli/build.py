@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.model.block.base import Block
 
 WAIT = 20
-"""If building takes at least this many seconds, a line says so beforehand."""
+"""If building takes at least this many seconds, a line announces the wait."""
 
 
 def run(

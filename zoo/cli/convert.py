@@ -163,7 +163,7 @@ def _write_exported(stored: StoredModel, out: Path, folder: Path, to: str, force
 def _write_own(
     stored: StoredModel, out: Path, folder: Path, force: bool, error: FitsNoFamily, check: Callable[..., None]
 ) -> str:
-    """Write a model that fits no published family for the classes of zoo.hf; return the class."""
+    """Write a model that fits no published family for the classes of zoo.hf. Returns the name of the class."""
     from zoo.checkpoint.verify_folder import require_transformers
 
     require_transformers()

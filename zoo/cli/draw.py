@@ -64,8 +64,8 @@ def run(
 
 
 def _refuse_unused(by: str | None, look: str, card: bool, dark: bool, out: Path | None) -> None:
-    """Raise ConfigError for a file that cannot hold a drawing, for words that no option knows, and for options that
-    would have no effect."""
+    """Raise ConfigError for a file that cannot hold a drawing, for an unknown look or cost, and for options without
+    effect."""
     from zoo.drawing.drawn_file import check_drawing
 
     for option_name, word, known in (("look", look, LOOKS), ("by", by or COSTS[0], COSTS)):
@@ -84,7 +84,8 @@ def _refuse_unused(by: str | None, look: str, card: bool, dark: bool, out: Path 
 
 
 def _plan(words: list[str], context: int | None, *, diff: bool) -> tuple[list[Any], list[ModelPlan]]:
-    """Load the models that are drawn and plan their figures: one, or two to be compared at the same context."""
+    """Load the one or two models to draw, and plan their figures; two models are priced at the same context. Raises
+    ConfigError for more models, and for --diff without overrides."""
     from zoo.cli.showing import load_specs, shorten_labels, split_words
     from zoo.costs.setup import Setup
     from zoo.drawing.contents import plan_model

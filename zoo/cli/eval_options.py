@@ -22,7 +22,7 @@ def tell_apart(folder: Path | None, overrides: list[str]) -> tuple[Path | None, 
 
 
 def choose_mode(asked: Mapping[str, Any]) -> str | None:
-    """Return the mode asked for (tasks, similarity or retrieval); None for a text. Raises ConfigError for two modes."""
+    """Return the requested mode (tasks, similarity or retrieval); None for a text. Raises ConfigError for two modes."""
     chosen = [name for name, value in asked.items() if value]
     if len(chosen) > 1:
         raise ConfigError(f"{chosen[1]}: was requested together with --{chosen[0]} (one of the two)")

@@ -38,7 +38,7 @@ def run(
 
 def explain_name(name: str) -> dict[str, Any]:
     """Describe a name of training, of a model's YAML or of a probe, or a word of verdicts and ladders, as plain data.
-    Raises ConfigError for an unknown one."""
+    Raises ConfigError for an unknown name."""
     from zoo.analysis.grammar_names import explain
 
     if (page := _explain_setting(name)) is not None:
@@ -55,8 +55,8 @@ def explain_name(name: str) -> dict[str, Any]:
 
 
 def _explain_setting(name: str) -> dict[str, Any] | None:
-    """Describe a setting of training; None for any other name, found without importing zoo.training. A name that the
-    grammar has too (`parallel`) gets its places in the grammar as `also`."""
+    """Describe a setting of training; None for any other name, found without importing zoo.training. If the grammar has
+    the name too (`parallel`), `also` lists its places there."""
     from zoo.analysis.grammar_names import find_places
     from zoo.grammar.vocabulary import list_axes
     from zoo.paths import read_conf

@@ -16,13 +16,13 @@ from zoo.errors import ConfigError, ZooError, short
 WRONG_NAMES = frozenset(
     getattr(errno, name) for name in ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EINVAL", "ENXIO")
 )
-"""Errors of a file's name, which is user input. A full disk (ENOSPC, EDQUOT, EFBIG), a broken or read-only one (EIO,
-EROFS) and lost connections are errors of the machine."""
+"""Error numbers that blame a file's name, which is user input. A full disk (ENOSPC, EDQUOT, EFBIG), a broken or
+read-only disk (EIO, EROFS) and lost connections are errors of the machine."""
 
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 LOOP, NO_HOME = "Symlink loop from ", "Could not determine home directory."
-"""The first words of the RuntimeErrors of `Path.resolve` for a loop of links (before Python 3.13), and of `expanduser`
+"""The beginnings of two RuntimeErrors: of `Path.resolve` for a loop of links (before Python 3.13), and of `expanduser`
 for a `~name` of no user."""
 
 SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")

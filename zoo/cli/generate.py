@@ -231,7 +231,7 @@ def open_results(
 
 
 def read_given(texts: Texts, batch: BatchOptions, drawing: Drawing, ending: Ending, grammar: Grammar) -> dict[str, Any]:
-    """Read the options of a request, by their names in files of prompts. Raises ConfigError for invalid ones."""
+    """Return the options of a request, keyed as in files of prompts. Raises ConfigError for invalid options."""
     from zoo.text.prompts import Options, parse_logit_bias
 
     given = {**vars(drawing), **vars(ending), **grammar.read(), **vars(texts), "logprobs": batch.logprobs}

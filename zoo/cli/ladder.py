@@ -86,7 +86,7 @@ def run(
 
 
 def _split_model(model: str, words: list[str]) -> tuple[str, list[str]]:
-    """Split off the model that an arm names by `model=`."""
+    """Return an arm's model (the last `model=…`, else `model`) and its other overrides."""
     named = [each.removeprefix("model=") for each in words if each.startswith("model=")]
     return [model, *named][-1], [each for each in words if not each.startswith("model=")]
 

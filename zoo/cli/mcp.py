@@ -14,7 +14,7 @@ from zoo.cli.options import flag
 from zoo.errors import ConfigError, ZooError
 
 ONE_AT_A_TIME = threading.Lock()
-"""Held while a tool runs, because its prints are redirected: standard output belongs to the protocol."""
+"""Lock held while a tool runs. What the tool prints is redirected, because standard output belongs to the protocol."""
 
 
 def run(
@@ -55,7 +55,7 @@ def make_server(allow_write: bool = False) -> Any:
 
 
 def _describe(tool: Callable[..., Any]) -> str:
-    """Return the tool's docstring; if the tool has a parameter `setup`, followed by its fields."""
+    """Return the tool's docstring, followed by the fields of its parameter `setup` if it has one."""
     import inspect
 
     from zoo.cli.setup import HELP

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def naming_interrupts(what: str, folder: Path) -> Iterator[None]:
-    """Print, at Ctrl-C or SIGTERM, what was interrupted and how to resume. The interrupted run itself prints only its
-    own name."""
+    """Print, at Ctrl-C or SIGTERM, what was interrupted and how to resume it. The interrupted run's own message names
+    that run alone."""
     try:
         yield
     except KeyboardInterrupt:

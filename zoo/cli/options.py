@@ -31,7 +31,7 @@ def flag(text: str, *flags: str) -> Any:
 
 
 def argument(text: str, *, default: object = None, **settings: Any) -> Any:
-    """Define an argument with this help; the default `...` makes it required. `settings` are Typer's."""
+    """Define an argument with a help text; the default `...` makes it required. `settings` are Typer's."""
     return _state(typer.Argument(help=text, **settings), default)
 
 

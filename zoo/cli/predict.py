@@ -58,8 +58,8 @@ def predict(
     fit: FittedLaw, params: float | None, tokens: float | None, loss: float | None, flops: float | None
 ) -> dict[str, Any]:
     """Compute parameters, tokens and loss from the given ones, and `beyond`: how many times parameters and tokens
-    exceed those of the fit's points. Raises ConfigError for points too far beyond the fit's, and for figures that are
-    not finite."""
+    exceed the largest among the fit's points. Raises ConfigError for points too far beyond the fit's, and for figures
+    that are not finite."""
     try:
         if flops is not None:
             best = fit.law.optimum(flops)

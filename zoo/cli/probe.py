@@ -82,8 +82,8 @@ def run(
 
 
 def list_variants(targets: list[str], overrides: list[str]) -> list[tuple[str, list[str]]]:
-    """List each model with the overrides of each combination of swept values. Raises ConfigError with the faults of
-    all."""
+    """List each model with the overrides of each combination of swept values. Raises ConfigError with the faults of all
+    combinations."""
     from zoo.compose.sweep_specs import read_points
 
     points = [(target, point) for target in targets for point in read_points(target, overrides)]

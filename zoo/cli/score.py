@@ -60,7 +60,7 @@ def run(
 
 
 LINE = "\n"
-"""The provisional field name of a line of a plain file, until the field that the model reads is known."""
+"""A provisional field name for the lines of a plain file, until the field that the model reads is known."""
 
 PAIRS = (("query", "document"), ("text", "text_pair"), ("prompt", "response"))
 """Usual field names of two texts: of rerankers, classifiers and reward models."""

@@ -72,7 +72,7 @@ def check_amount(amount: float, text: str | float, setting: str, example: str) -
 
 
 def describe_field(field: Field[Any], hint: Any) -> Any:
-    """Make a Typer option of one field of a Setup."""
+    """Make the Typer option for a field of a Setup."""
     name = field.name
     flag = SPELLED.get(name, "--" + name.replace("_", "-"))
     settings: dict[str, Any] = {"help": HELP.get(name, "")}

@@ -96,7 +96,7 @@ def load_specs(targets: Sequence[str], overrides: Sequence[str]) -> list[Decoder
 
 
 def shorten_labels(labels: Sequence[str]) -> list[str]:
-    """Shorten labels and keep them unique: a path becomes its last name if that is unique; equal labels get a
+    """Shorten labels and keep them unique: a path becomes its last part if that is unique; equal labels get a
     number."""
     short = [Path(label).name if os.sep in label else label for label in labels]
     short = [label if short.count(short[i]) > 1 and os.sep in label else short[i] for i, label in enumerate(labels)]

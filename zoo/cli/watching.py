@@ -113,7 +113,7 @@ class JobTable:
         return f"run {len(self.told)} of {sum(map(len, self.arms.values()))}"
 
     def _estimate(self) -> str:
-        """Estimate the time left from the jobs that have ended so far; empty where none is left."""
+        """Estimate the time left from the jobs that have ended so far; empty if none has ended, or none is left."""
         ended, left = len(self.told) - self.before, sum(map(len, self.arms.values())) - len(self.told)
         seconds = (time.monotonic() - self.began) / max(ended, 1) * left
         return f"; about {format_seconds(seconds)} left" if ended and left else ""

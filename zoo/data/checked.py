@@ -59,7 +59,7 @@ def record_file(file: Path) -> FileRecord:
 
 
 def remedy(file: Path) -> str:
-    """Say what to do about a damaged file of the cache."""
+    """Describe how to replace a damaged file of the cache."""
     return f"delete {file.parent}: it is made again"
 
 

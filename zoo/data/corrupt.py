@@ -101,9 +101,9 @@ def mask_tokens(
     """Mask tokens for prediction (BERT; Devlin et al., 2018). Returns inputs and targets [L]; the target is -100 at a
     token that is not predicted.
 
-    `rates` are three shares: of tokens to predict; and, of these, those replaced by the mask and those replaced by a
-    random token (the others stay). `ordinary` are the ids that may be predicted or drawn: all but special tokens. With
-    `words` [L], the number of each token's word, whole words are chosen.
+    `rates` are three shares: of tokens to predict; of these, the share replaced by the mask, and the share replaced by
+    a random token (the others stay). `ordinary` are the ids that may be predicted or drawn: all but special tokens.
+    With `words` [L], the number of each token's word, whole words are chosen.
     """
     rate, masked, random = rates
     open_ = np.flatnonzero(np.isin(ids, ordinary))

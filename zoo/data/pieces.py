@@ -35,7 +35,7 @@ class Pieces(NamedTuple):
     first: np.ndarray
     """Kind of the token's first character after white space: LETTER or OTHER. It is SPACE if the token is white space
     alone, and for all tokens of WordPiece. A word also begins where `first` differs from the previous token's `last`,
-    unless that is SPACE."""
+    unless this `last` is SPACE."""
     last: np.ndarray
     """Kind of the token's last character, else SPACE as in `first`."""
     ends: np.ndarray

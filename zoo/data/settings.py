@@ -86,7 +86,7 @@ class DataSettings(Spec, axis="data", default="stdlib"):
 
     @property
     def apart(self) -> bool:
-        """Whether a row holds several documents that do not see one another."""
+        """Whether a row holds several documents that do not attend to one another."""
         if self.content == "conversations":
             return getattr(self, "packing", None) is not False
         return self.documents

@@ -1,13 +1,13 @@
 """Token shards on disk: `.bin` and `.idx` in the format of Megatron-LM's indexed data sets, version 1.
 
 `.bin` holds the ids of all sequences, end to end: uint16, or int32 for a vocabulary above 65,536. `.idx` holds, little
-endian: the 9 bytes `MMIDIDX\0\0`; the version (1, u64); the code of the dtype (u8); the numbers of sequences and of
-document boundaries (u64 each); the length of each sequence (i32); the byte in `.bin` where it begins (i64); the first
-sequence of each document, and the number of sequences (i64).
+endian: the 9 bytes `MMIDIDX\\0\\0`; the version (1, u64); the code of the dtype (u8); the numbers of sequences and of
+document boundaries (u64 each); the length of each sequence (i32); the byte in `.bin` where each begins (i64); the
+first sequence of each document, and the number of sequences (i64).
 
-A document is a sequence that ends with the end of text; a pair is two such sequences. A conversation alternates
-sequences that are not learned with learned ones. A validation shard has a third file, `.len`: the bytes of text that
-each token stands for (u32).
+A document is a sequence that ends with the end of text; a pair is two such sequences. In a conversation, sequences
+without and with a loss alternate. A validation shard has a third file, `.len`: the bytes of text that each token stands
+for (u32).
 """
 
 from __future__ import annotations

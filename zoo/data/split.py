@@ -105,7 +105,7 @@ def measure_unit(document: Document) -> Unit:
 
 
 def describe_copies(train: Iterable[Hashable], validation: Iterable[Hashable]) -> Iterator[str]:
-    """Yield a warning if texts of a separate `validation` source are also in the training data, with their number."""
+    """Yield a warning with the number of texts in a separate `validation` source that are also in the training data."""
     if not (held := [*validation]):
         return
     known = {*train}
@@ -133,7 +133,7 @@ def choose_validation(units: list[Unit], kept: list[int], fraction: float) -> se
 
 
 def choose_blocks(units: list[Unit], numbers: list[int], fraction: float) -> set[int]:
-    """Choose the validation pieces of one file: those at the end of each of its sections of equal bytes."""
+    """Choose the validation pieces of one file: the last pieces of each section. The sections have equal bytes."""
     total = sum(units[number].size for number in numbers)
     sections = min(MOST_BLOCKS, max(1, int(fraction * len(numbers) / PIECES_PER_BLOCK)))
     length, start, chosen = total / sections, 0, set()

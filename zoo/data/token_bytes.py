@@ -1,8 +1,8 @@
 """Count the bytes of text that each token stands for.
 
 Bits per byte divide by the bytes of tokens, which add up to the text's length in UTF-8 for any tokenizer. Decoding a
-single token does not give its bytes: a part of a character decodes to U+FFFD, which has three, and a tokenizer may
-strip, lower-case or normalise its text.
+single token does not give its bytes: a part of a character decodes to U+FFFD, which has three bytes, and a tokenizer
+may strip, lower-case or normalise its text.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ class Tokenizer:
             return self.backend.encode_batch_fast(list(texts), add_special_tokens=self.adds and not bare)
 
     def encode_with_offsets(self, texts: Sequence[str], rendered: bool) -> list[tokenizers.Encoding]:
-        """Encode many texts on all cores, with the place of each token in its text: `rendered` ones as
-        `encode_rendered` does, others as `encode` does."""
+        """Encode many texts on all cores, with the place of each token in its text. `rendered` texts are encoded as by
+        `encode_rendered`, others as by `encode`."""
         self.backend.encode_special_tokens = self.split and not rendered
         with naming_panics():
             return self.backend.encode_batch(list(texts), add_special_tokens=self.adds and not rendered)
@@ -174,8 +174,8 @@ class Tokenizer:
             _write_json(config, {**stated, **other})
 
     def find_padding(self, folder: Path | None) -> int | None:
-        """Find the id of the padding token that transformers uses: by the tokenizer's files in `folder`, or by those
-        that `save` would write if they name no special token. None if there is none."""
+        """Find the id of the padding token that transformers uses: from the tokenizer's files in `folder`, or, if they
+        name no special token, from the file that `save` would write. None if there is none."""
         stated = (read_special_tokens(folder) if folder else {}) or self._describe(None)
         return self.backend.token_to_id(stated["pad_token"]) if "pad_token" in stated else None
 

@@ -112,7 +112,8 @@ class PairFile(TokenFile):
 class Batch(NamedTuple):
     """A batch; an objective fills the fields it needs. Tensors are int64, except targets that are numbers.
 
-    - `input_ids` [B, T]: what the model reads; of an encoder-decoder, what its encoder reads [B, S].
+    - `input_ids` [B, T]: the ids that the model reads; in an encoder-decoder [B, S], those of the encoder, and
+      `decoder_input_ids` [B, T] are those of the decoder.
     - `targets` [B, T]: what each position is to predict, -100 where it predicts nothing. In an encoder-decoder, the
       positions are the decoder's. For a head that reads whole rows: a row's class [B, 1] or numbers [B, 1, C].
     - `documents`, `decoder_documents`: the number of each token's document, where rows are packed.
@@ -259,8 +260,7 @@ class Batches:
         return batch._replace(row_numbers=torch.tensor(numbers).repeat_interleave(each))
 
     def list_first(self, count: int) -> list[int]:
-        """List the numbers of the first `count` rows, each window once. There are fewer if the sources have fewer; only
-        the first AHEAD rows are considered."""
+        """List the numbers of the first `count` rows that read different windows, among the first AHEAD rows."""
         first: dict[tuple[int, int], int] = {}
         for number in range(AHEAD):
             first.setdefault(self.place(number)[:2], number)
@@ -296,7 +296,7 @@ class Batches:
         return [Place(*each) for each in zip(sources.tolist(), windows.tolist(), epochs.tolist(), strict=True)]
 
     def state(self) -> dict[str, Any]:
-        """Return the state for `restore`: the rows consumed, and the settings that their order depends on."""
+        """Return the state for `restore`: the rows consumed, and the settings that determine the order of rows."""
         return {"consumed": self.consumed, **self._order_settings()}
 
     def restore(self, state: Mapping[str, Any]) -> None:

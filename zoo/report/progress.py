@@ -34,7 +34,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "load_max": ("busiest expert", "{:.2f} loads".format),
     "load_min": ("idlest", "{:.2f}".format),
 }
-"""The metrics that are shown, with their labels and formats."""
+"""The metrics shown, with their labels and formats."""
 
 
 def format_duration(seconds: float) -> str:

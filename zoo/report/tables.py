@@ -84,7 +84,7 @@ def fit_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], idle: Sequence[str] = ()
 ) -> tuple[list[str], list[list[str]]]:
     """Drop the `idle` columns, then `expendable` ones in order until the table fits; return header and rows. A column
-    of several words counts with at most WORDY characters, because `make_table` wraps it."""
+    of several words counts with at most WORDY characters or its longest word, because `make_table` wraps it."""
     kept = [name for name in header if name not in idle]
     widths = {
         name: _measure_column(column) for name, column in zip(header, zip(header, *rows, strict=True), strict=True)

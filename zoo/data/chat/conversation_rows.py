@@ -1,5 +1,5 @@
 # L tokens of conversations, B rows of T tokens
-"""Read and batch rows of conversations: several packed in a row without attention between them, or one in a row."""
+"""Read and batch rows of conversations: several packed per row, without attention between them, or one per row."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class TurnFile(TokenFile):
         return self.read_conversations([(each, int(cuts.kept[each])) for each in rows[number]])
 
     def read_conversations(self, which: Sequence[tuple[int, int]]) -> TurnRow:
-        """Read several conversations as one row. `which` lists pairs: a conversation's number, and its tokens to
-        read."""
+        """Read several conversations as one row. `which` lists each conversation's number, and how many of its tokens
+        to read."""
         (sizes, firsts, starts), ids, learned = self.layout, [], []
         for each, kept in which:
             runs = sizes[firsts[each] : firsts[each + 1]]

@@ -289,8 +289,8 @@ class Conversations:
         faults.add(f"{where}: {fault}")
 
     def describe_passed(self) -> Iterator[str]:
-        """Yield warnings: all answers have the same label; no text to stop at follows an answer; conversations have
-        empty answers; answers get no loss."""
+        """Yield a warning if all answers have the same label, if no text to stop at follows an answer, if answers are
+        empty, and if answers get no loss."""
         good, bad = self.counts["chosen"], self.counts["rejected"]
         if bool(good) != bool(bad):
             stated, lacking = ("true", "false") if good else ("false", "true")

@@ -158,9 +158,9 @@ def load(folder: Path, chosen: str | None = None, tokenizer: Tokenizer | None = 
 def find_chat_template(
     folder: Path | None, chosen: str | None = None, option: str = "--template "
 ) -> ChatTemplate | None:
-    """Find the `chosen` template (a built-in name, or a file), else that of a checkpoint's folder; None if it has none.
-    Messages name `option`, which chooses. Raises ConfigError for an unknown name or file, and for an unreadable
-    template."""
+    """Find the `chosen` template (a built-in name, or a file), else that of a checkpoint's folder; None if the folder
+    has none. Messages name `option`, which chooses. Raises ConfigError for an unknown name or file, and for an
+    unreadable template."""
     special = {"eos_token": EOS} if folder is None else read_special_tokens(folder)
     if chosen is not None:
         return ChatTemplate(_read_chosen(chosen, option), special=special)

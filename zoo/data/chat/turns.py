@@ -119,8 +119,8 @@ def find_end(before: str, after: str, whole: str, content: object) -> int | None
 
 
 def alternate(text: str, spans: Iterable[Span]) -> Iterable[str]:
-    """Cut a text at the ends of its spans: the text before the first span, the first span, the text up to the next, and
-    so on."""
+    """Cut a text at its spans. Yields the text before the first span, the first span, the text up to the second span,
+    and so on."""
     at = 0
     for start, end in spans:
         yield text[at:start]
