@@ -128,8 +128,8 @@ def _without(args: list[str], option: str) -> tuple[list[str], bool]:
 
 
 def _find_unreadable(args: Sequence[str]) -> list[str]:
-    """List the arguments with a NUL, and those that are not UTF-8 and name no existing file. Python decodes bytes that
-    are not UTF-8 as lone surrogates."""
+    """List a fault for each argument that has a NUL, or that is not UTF-8 and names no existing file. Python decodes
+    bytes that are not UTF-8 as lone surrogates."""
     faults = []
     for number, arg in enumerate(args, 1):
         if "\0" in arg:

@@ -118,7 +118,8 @@ def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:
 
 
 def _products() -> Iterator[tuple[str, bool, str]]:
-    """Yield the ways to multiply on this CPU: name, whether it can run here, and its description or the reason."""
+    """Yield the kernels of matrix products on this CPU: name, whether it can run here, and its description or the
+    reason."""
     from zoo.run.linear.base import EXACT, describe_processor
     from zoo.run.linear.ways import survey_ways
 

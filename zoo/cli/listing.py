@@ -1,4 +1,4 @@
-"""`zoo list`: list the packaged models, all or the matching ones, from the `about` of each file, without composing."""
+"""`zoo list`: list the packaged models, all or those that match, from each file's `about`, without composing."""
 
 from __future__ import annotations
 

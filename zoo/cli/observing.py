@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def naming_interrupts(what: str, folder: Path) -> Iterator[None]:
-    """Print, at Ctrl-C or SIGTERM, what was interrupted and how to resume it. The interrupted run's own message names
-    that run alone."""
+    """Print, at Ctrl-C or SIGTERM, what was interrupted and how to resume it; the run itself reports only its own
+    end."""
     try:
         yield
     except KeyboardInterrupt:

@@ -84,8 +84,8 @@ class Fields(NamedTuple):
 
 
 def find_fields(checkpoint: Path, text: str | None, second: str | None, first: Mapping[str, Any]) -> Fields:
-    """Find the fields of a record to read: the named ones, else those of the training run, else those that the first
-    record has (a pair of PAIRS, or messages), else `text`."""
+    """Find the fields of a record to read: the named fields, else those of the training run, else the usual fields that
+    the first record has (a pair of PAIRS, or messages), else `text`."""
     from zoo.report.history import RunRecord
 
     run = next(

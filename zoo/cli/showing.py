@@ -39,7 +39,7 @@ Plot = Annotated[Path | None, typer.Option(help="Plot the figures to a .png or .
 
 @options()
 class OutputOptions:
-    """Options for the format of figures, at most one of which may be given."""
+    """Options for the format of figures; at most one may be given."""
 
     as_json: Json = False
     as_csv: Csv = False
@@ -145,7 +145,7 @@ def _markdown(labels: Sequence[str], priced: Sequence[Mapping[str, Any]], first:
 
 
 def compare_headers(targets: Sequence[str]) -> None:
-    """Print for each folder with weights whether the tensors in its files are those of the priced architecture."""
+    """Print, for each folder with weights, whether the tensors in its files match the priced architecture."""
     from zoo.compose.targets import is_file
 
     for target in targets:

@@ -333,7 +333,7 @@ def mesh(
 
 
 def refuse_solved(setup: Setup, *names: str) -> None:
-    """Raise ConfigError if one of the named options, whose values are solved for, is given."""
+    """Raise ConfigError if one of the named options is given, because its value is solved for."""
     for name in names:
         if getattr(setup, name) != getattr(Setup, name):
             raise ConfigError(f"{name}: is what is solved for (leave it out)")

@@ -82,7 +82,7 @@ class Parquet(RecordFiles):
 
 
 def _list_texts(table: Any) -> list[str]:
-    """List the byte-array columns, which can be read as dictionaries; nested ones too."""
+    """List the byte-array columns, nested ones too. They can be read as dictionaries."""
     columns = map(table.schema.column, range(len(table.schema)))
     return [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.logical_type.type != "DECIMAL"]
 

@@ -69,7 +69,7 @@ def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | 
 
 
 def keep_whole(units: list[Unit], max_bytes: int | None = None) -> list[Part | None]:
-    """Put all documents into validation, duplicates too; or with `max_bytes` a sample of at most that size, by hash.
+    """Put all documents into validation, duplicates too; with `max_bytes`, a sample (by hash) of at most that size.
     Raises ConfigError if there are none."""
     everything = list(range(len(units)))
     chosen = set(everything if max_bytes is None else sample_within(units, everything, max_bytes))

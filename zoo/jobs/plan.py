@@ -236,9 +236,9 @@ def plan_launch(
 
     With `arms` the jobs are those of an experiment: the overrides of each arm are added to `overrides`.
 
-    With `check` every job is checked as training would check it; without, only the overrides must fit the config. With
-    `keep_faulty` faulty jobs stay in the plan with their faults, unless all are faulty. With `trust` the file `config`,
-    and the files of its folder, may name code (`zoo.compose.gate`).
+    With `check` every job is checked as training would check it; without it, only the overrides must fit the config.
+    With `keep_faulty` faulty jobs stay in the plan with their faults, unless all are faulty. With `trust` the file
+    `config`, and the files of its folder, may name code (`zoo.compose.gate`).
     """
     faults: list[str] = []
     body = read_yaml(config) if config else {}

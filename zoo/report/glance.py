@@ -23,7 +23,7 @@ PARTS = {
     "loss_head": "logits and their gradients",
     "step": "temporaries of the optimizer's step",
 }
-"""Names of the parts of memory in sentences."""
+"""Maps the parts of memory to their names in sentences."""
 
 PRECISIONS = {
     "mixed": "mixed precision",

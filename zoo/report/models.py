@@ -97,8 +97,7 @@ def _difference(unit: str, a: Any, b: Any) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], room: int = CELL) -> Any:
-    """Make a rich table. Cells are cut to `room` characters, those of the first column to what is left of the screen's
-    width."""
+    """Make a rich table. Cells are cut to `room` characters, and the first column to the rest of the screen's width."""
     header = [header[0], *(_fitted(cell, room) for cell in header[1:])]
     rows = [[row[0], *(_fitted(cell, room) for cell in row[1:])] for row in rows]
     others = sum(2 + max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header)))

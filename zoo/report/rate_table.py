@@ -90,8 +90,8 @@ def find_windows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) ->
 
 
 def list_transfers(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Write a line on rates that were searched on proxies: the assumption that they transfer, and the loss that a rate
-    MOVED decades off would add, by the search's parabola. Empty without proxies."""
+    """Write a line on rates that were searched on proxies: they are assumed to transfer, and a rate MOVED decades off
+    would raise the loss by an amount that the search's parabola predicts. Empty without proxies."""
     proxied = [each for each in searches.values() if each.get("width")]
     if not proxied:
         return []

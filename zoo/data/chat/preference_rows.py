@@ -127,7 +127,7 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq
 
 def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
     """Join an answer's prompt to a completion of the previous record, and cut it to `seq_len` tokens. The completion is
-    that of answer `number`, or of the other answer if this one is missing."""
+    that of answer `number`, or of the other answer if answer `number` is missing."""
     other = before[number] if len(before[number].ids) else before[1 - number]
     if not len(answer.ids):
         return answer
