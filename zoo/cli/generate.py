@@ -212,7 +212,8 @@ def run(
 
 
 def _name_base(checkpoint: Path | None, folder: Path) -> Path:
-    """Return the path by which adapters name their base: the GGUF file, not the folder into which it was unpacked."""
+    """Return the path that adapters' files state as their base: a GGUF file, not the folder into which it was
+    unpacked."""
     return checkpoint if checkpoint is not None and checkpoint.is_file() else folder
 
 

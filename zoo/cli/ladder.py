@@ -104,7 +104,6 @@ def print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
 
 
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
-    """Train a ladder and print its results."""
     from zoo.ladder import climb
     from zoo.ladder.ladder_tables import describe_climb
 

@@ -70,7 +70,7 @@ class PreparedData:
     key: str
     special: Path | None
     """The folder of the tokenizer_config.json that names the special tokens: the given tokenizer's folder, or the cache
-    folder if that has no such file. None for a tokenizer trained on a labelled set."""
+    folder if that has no such file. None for a labelled set whose tokenizer Zoo makes."""
     notes: tuple[str, ...] = ()
     """Warnings for the user: validation texts that are also trained on, and conversations that get no loss."""
     template: ChatTemplate | None = None

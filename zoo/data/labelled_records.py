@@ -77,11 +77,9 @@ class LabelledTask:
         raise NotImplementedError
 
     def encode(self, examples: Sequence[Example], encoder: RowEncoder) -> list[EncodedRow]:
-        """Encode the texts of examples."""
         return encoder.encode([example.texts for example in examples])
 
     def make_target(self, example: Example, row: EncodedRow, classes: Mapping[str, int]) -> np.ndarray:
-        """Make the target of a row."""
         raise NotImplementedError
 
     def settle(self, parts: Mapping[Part, Sequence[Example]], known: Any) -> tuple[dict[str, int], int]:

@@ -206,7 +206,6 @@ class RecordFiles(RecordSource):
             yield from self.read_file(file, faults)
 
     def read_file(self, file: Path, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Read the records of one file."""
         raise NotImplementedError
 
     def refuse_nothing(self, found: bool) -> None:

@@ -83,7 +83,6 @@ class SplitWriter:
 
     @property
     def n_documents(self) -> int:
-        """Count the documents in whole shards."""
         return sum(shard["n_documents"] for shard in self.shards)
 
     def add(self, sequences: Sequence[np.ndarray], n_bytes: int, lengths: np.ndarray | None = None) -> None:
@@ -231,7 +230,6 @@ class Joined:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def max(self) -> int:
-        """Find the largest value."""
         return max(int(part.max()) for load in self._load if len(part := load()))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

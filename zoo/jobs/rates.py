@@ -209,7 +209,7 @@ def plan_proxies(plan: LaunchPlan, jobs: Sequence[SweepPoint], proxy: Sequence[s
 
 
 def _find_transfer_fault(job: SweepPoint, narrow: SweepPoint) -> str | None:
-    """Describe why the narrow model's best rate would not be the job's; None if it would."""
+    """Describe why the narrow model's best rate does not transfer to the job; None if it does."""
     (wide, settings), proxy = (job.planned.spec, job.planned.settings), narrow.planned.spec
     if settings.parametrisation.kind == "standard":
         return "does not train under muP, so that its best rate is not a narrow model's (parametrisation=mup)"

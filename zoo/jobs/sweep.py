@@ -198,7 +198,6 @@ class Sweep:
             job["arm"] = job.get("label") or name
 
     def write(self) -> None:
-        """Write sweep.json."""
         disk.write_text(self.folder / runs.SWEEP, json.dumps(self.content, indent=2) + "\n")
 
     def find_missing(

@@ -357,7 +357,6 @@ def list_drawings() -> dict[str, Callable[[Run], object]]:
 
 
 def draw_picture(run: Run) -> None:
-    """Plot the losses so far."""
     draw_losses(run.records.lines, run.name, run.folder / runs.PICTURE)
 
 

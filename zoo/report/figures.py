@@ -89,7 +89,7 @@ WORDS = {
     },
     "memory.bottleneck": PARTS,
 }
-"""Maps a figure's path to the texts for the words that are its values."""
+"""Maps the path of a figure, whose value is a word, to the text shown for each word."""
 
 UNITS = {"params": "params", "trained": "params", "flops": "FLOP", "memory": "B"}
 HOLDING = (

@@ -29,7 +29,7 @@ class DrawnEffect:
     label: str
     value: float
     interval: tuple[float, float]
-    """An end is infinite if the value is a bound of the difference."""
+    """An end is infinite if the value is only a bound of the difference."""
     verdict: str
     margin: float | None = None
     source: float | None = None

@@ -45,7 +45,6 @@ def write_page(record: RunRecord, status: str | None = None) -> Path:
 
 
 def make_page(record: RunRecord, status: str | None = None) -> str:
-    """Make the page's HTML."""
     outcome = {**record.outcome, "status": status or record.status}
     name = escape_controls(outcome.pop("model") or record.folder.resolve().name)
     environments = runs.read_environments(record.folder)

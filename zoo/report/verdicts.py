@@ -106,7 +106,6 @@ class Report:
 
     @property
     def others(self) -> Sequence[Arm]:
-        """The arms other than the baseline."""
         return self.arms[1:]
 
     @property

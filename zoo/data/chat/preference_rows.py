@@ -91,7 +91,6 @@ class PreferenceFile(TurnFile):
         )
 
     def read_answers(self, record: int) -> AnswerPair:
-        """Read both conversations of a record."""
         sizes = enumerate(self.measured[record].tolist(), 2 * record)
         first, second = (self.read_conversations([each]) for each in sizes)
         return first, second

@@ -75,7 +75,6 @@ class Renderer:
         return [RenderedView(each["text"], [tuple(span) for span in each["spans"]]) for each in found["views"]]
 
     def close(self) -> None:
-        """End the process."""
         with self._lock:
             self._end()
 
