@@ -1,4 +1,4 @@
-"""Run workers: each job in a fresh process, under the Python of its racer."""
+"""Run benchmark workers: each job in a fresh process, under the Python interpreter of its implementation."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from zoo.bench.race_plan import INSTALL, OURS
 from zoo.errors import ConfigError, ZooError
 
 MACHINE = "machine"
-"""The worker that measures the machine itself, under zoo's interpreter."""
+"""Name of the worker that measures the machine itself, under zoo's interpreter."""
 LONGEST = 1200.0  # seconds after which a worker counts as stuck
 CHECKOUT = Path(__file__).parents[2]
 WORKERS = CHECKOUT / "peers"
-"""The folder with the workers of zoo, of the machine and of other libraries, which only a checkout has."""
+"""Folder with the worker scripts of zoo, of the machine and of other libraries. Only a checkout has it."""
 
 
 class MissingPeer(ConfigError):
-    """A peer's Python lacks the peer's package."""
+    """Raised if a peer's Python lacks the peer's package."""
 
 
 def run_worker(name: str, python: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a worker in a fresh process and parse its last line as JSON. Raises MissingPeer for a missing package,
-    ConfigError for a Python that cannot be run, and ZooError if the worker fails."""
+    """Run a worker in a fresh process and parse the last line of its output as JSON. Raises MissingPeer for a missing
+    package, ConfigError for a Python that cannot be run, and ZooError if the worker fails."""
     command = [python, str(find_worker(name)), json.dumps(job)]
     try:
         env = make_environment(name, job)

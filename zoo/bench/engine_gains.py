@@ -26,7 +26,7 @@ Tell = Callable[[str], object]
 NEW = 64
 """New tokens per prompt."""
 LONG = 8192
-"""Tokens of the prompt that is prefilled while other rows decode."""
+"""Tokens of the prompt that is prefilled while other requests decode."""
 BESIDE = 32
 """Tokens of the LONG prompt that are prefilled per step (chunked prefill)."""
 SCHEMA = {"type": "array", "items": {"type": "object", "properties": {"id": {"type": "integer"}}}, "minItems": 1000}
@@ -37,8 +37,8 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scenario:
-    """Two ways of serving. `measure` returns a figure in `unit` for each: first the baseline's (`against`), then its
-    own. `goal` bounds own ÷ baseline, from below if `least`, else from above."""
+    """Two ways of serving one model. `measure` returns a pair of figures in `unit`: the baseline's (named `against`),
+    then the feature's. The ratio feature ÷ baseline should be at least `goal` if `least`, else at most."""
 
     name: str
     unit: str
@@ -111,7 +111,7 @@ def _ids(count: int, vocab: int, first: int = 0) -> list[int]:
 
 
 def _serve(model: Model, requests: Sequence[Request], **options: Any) -> float:
-    """Serve requests together. Returns seconds per token, measured from when all requests have their first token."""
+    """Serve requests together and return seconds per token, measured from when all requests have their first token."""
     from zoo.generation.engine import Engine
 
     rows = options.pop("rows", len(requests))
@@ -180,8 +180,8 @@ def _make_tokenizer() -> Tokenizer:
 
 
 def _chained(shape: RaceShape) -> tuple[Model, list[int]]:
-    """Make a model whose next token depends only on the last one, and a chain of its tokens without repetition. The
-    model's sub-layers add zeros to the residual stream, at full cost."""
+    """Make a model whose next token depends only on the last one, and a chain of its greedy tokens without repetition.
+    The model's sub-layers are computed in full but add zeros to the residual stream."""
     model = _build(shape)
     for name, weight in model.named_parameters():
         if name.endswith(("attention.o.weight", "ffn.down.weight")):
@@ -226,8 +226,8 @@ def _novel(shape: RaceShape) -> Scenario:
 
 
 def _waiting(shape: RaceShape) -> Scenario:
-    """Compare the milliseconds between tokens of four rows: the 99th percentile during a long prefill, and the median
-    at rest."""
+    """Compare the milliseconds between tokens of four requests: the 99th percentile during a long prefill, and the
+    median without one."""
     model = _make_ready(_build(shape, max_seq_len=2 * LONG))
 
     def run() -> Pair:
@@ -238,7 +238,7 @@ def _waiting(shape: RaceShape) -> Scenario:
 
 
 def _wait(model: Model, vocab: int) -> tuple[list[float], list[float]]:
-    """Measure the seconds between tokens, before a long prompt is added, and during its prefill."""
+    """Measure the seconds between tokens: those before a long prompt is added, and those during its prefill."""
     from zoo.generation.engine import Engine
     from zoo.generation.passes import serving
     from zoo.generation.request import Request
@@ -279,7 +279,8 @@ def _stable(shape: RaceShape) -> Scenario:
 
 
 def _shared(shape: RaceShape) -> Scenario:
-    """Compare reading the keys of a common prefix once for sixteen requests with reading them for each request."""
+    """Compare two ways of reading the keys of a prefix that sixteen requests share: once for all, or once per
+    request."""
     from zoo.generation.request import Request
     from zoo.kernels.view import PooledView
 

@@ -1,4 +1,4 @@
-"""Limit every contender to an older instruction set, by the environment variables of the libraries that choose one."""
+"""Limit every benchmarked library to an older instruction set, through the libraries' environment variables."""
 
 from collections.abc import Mapping
 
@@ -18,10 +18,11 @@ HELD: dict[str, Mapping[str, str]] = {
         "CT2_FORCE_CPU_ISA": "AVX512",
     },
 }
-"""Variables by instruction set, for torch, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. avx512 excludes AMX."""
+"""Environment variables by instruction set, for torch, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. avx512 excludes
+AMX."""
 NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 with AMX"}
 
 
 def name_isa(isa: str) -> str:
-    """Write the usual name of an instruction set."""
+    """Return the usual spelling of an instruction set: `avx512` → `AVX-512`."""
     return NAMES.get(isa, isa.upper())

@@ -19,7 +19,7 @@ SPARE = 2**30  # bytes left free on the disk
 
 
 def require_room(plan: Race, place: str) -> None:
-    """Raise ConfigError if the disk lacks room for the folder and a peer's conversion of it, possibly in float32."""
+    """Raise ConfigError if the disk lacks room for the folder and for a peer's conversion of it (up to float32)."""
     needed = plan.shape.count_params() * (BYTES[plan.dtype] + 4) + SPARE
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -28,7 +28,8 @@ def require_room(plan: Race, place: str) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of single characters, the smallest that zoo, transformers and `tokenizers` all read."""
+    """Write a tokenizer of single characters to a folder, the smallest that zoo, transformers and `tokenizers` can all
+    read."""
     words = {chr(code): code for code in range(32, 127)} | {"<unk>": 0, "<eos>": 1}
     special = [
         {"id": words[word], "content": word, "special": True}
@@ -52,7 +53,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def time_load(racer: Racer, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Time one whole process, its start and its end included."""
+    """Time one whole process, including its start and its end."""
     start = time.perf_counter()
     if racer.worker == OURS:
         answer = _run_zoo(racer.python, job)

@@ -1,4 +1,5 @@
-"""Define the model that every contender runs: a Llama-like shape, small enough for two CPU cores, or BERT base."""
+"""Define the benchmark models that every library runs: a Llama-like shape, small enough for two CPU cores, and BERT
+base."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,7 +10,8 @@ from zoo.errors import did_you_mean, refuse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RaceShape:
-    """Pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head: 124,668,672 parameters."""
+    """A Llama-like model: pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head; 124,668,672
+    parameters."""
 
     model: ClassVar[str] = "llama3-8b"
     """Name of the packaged model with this architecture."""
@@ -45,7 +47,7 @@ class RaceShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertShape(RaceShape):
-    """Post-norm, learned positions, LayerNorm, GELU, biases, a dense layer before the tied head: 109,514,298
+    """BERT base: post-norm, learned positions, LayerNorm, GELU, biases, a dense layer before the tied head; 109,514,298
     parameters."""
 
     model: ClassVar[str] = "bert-base"
@@ -69,7 +71,7 @@ class BertShape(RaceShape):
 
 
 def parse_shape(pairs: Iterable[str], over: type[RaceShape] = RaceShape) -> RaceShape:
-    """Parse pairs such as `["n_layers=2", "d_model=64"]` over a default shape. Raises ConfigError with all faults."""
+    """Parse `["n_layers=2", "d_model=64"]` as changes of a default shape. Raises ConfigError with all faults."""
     kinds = {field.name: type(field.default) for field in dataclasses.fields(over)}
     values, faults = {}, []
     for pair in pairs:

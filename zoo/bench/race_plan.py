@@ -1,4 +1,5 @@
-"""Plan a race from options: the workload and its sizes, the racers, and each racer's Python interpreter."""
+"""Plan a race of libraries from options: the workload and its sizes, the racers, and each racer's Python
+interpreter."""
 
 import dataclasses
 import sys
@@ -24,7 +25,7 @@ TAKES = {
     "ctranslate2": ("decode", "prefill", "batch", "load"),
     "onnx": ("decode", "prefill", "load"),
 }
-"""The workloads that each peer is raced in."""
+"""The workloads in which each peer is raced."""
 WORKLOADS: dict[str, dict[str, Any]] = {
     "train": {"batch": 4, "length": 512, "spend": 10.0},
     "mlm": {"batch": 8, "length": 256, "spend": 10.0},
@@ -36,20 +37,20 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 GENERATES = ("decode", "batch")
 WEIGHTS = ("fp16", "bf16", "int8", "int4")
 LOWER = {OURS: WEIGHTS, "ctranslate2": ("int8",), "onnx": ("int4",)}
-"""The precisions of WEIGHTS that each racer supports."""
+"""The entries of WEIGHTS (weight precisions) that each racer supports."""
 SECONDS = 300.0
 BILLION = {"d_model": 2048, "n_layers": 22, "n_heads": 32, "d_ff": 5632}
-"""Changes of the shape for `load`: 1,100,048,384 parameters."""
+"""Changes of RaceShape for the workload `load`: 1,100,048,384 parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
-    """The plan of a race. `length` is the maximum number of tokens of a prompt or a training row, `spend` the seconds
-    of measuring in one process.
+    """The plan of a race. `length` is the maximum number of tokens of a prompt or a training sequence. `spend` is the
+    time of measuring in one process, in seconds.
 
     Another round begins if it would end within `seconds`, judged by the longest round so far; `rounds` sets the number
     of rounds instead. With `threads` None, a probe chooses the fastest number when the race begins. `weights` adds a
-    row of zoo, and of each peer that supports it, with weights of that precision.
+    row for zoo, and for each peer that supports it, with weights of that precision.
     """
 
     workload: str
@@ -69,11 +70,12 @@ class Race:
 
     @property
     def precisions(self) -> list[str]:
-        """The precisions whose bare linears are timed for comparison with decoding."""
+        """The weight precisions at which the bare linears are timed, for comparison with decoding."""
         return list(dict.fromkeys(filter(None, (self.dtype, self.weights)))) if self.workload == "decode" else []
 
     def job(self, folder: str, **changes: Any) -> dict[str, Any]:
-        """Make the job that a worker gets, ready for JSON. Its `weights` is the precision of the worker's own row."""
+        """Make a worker's job as plain data for JSON. `weights` in `changes` is the precision of the worker's own
+        row."""
         own = {"weights": "", "alone": False, "folder": folder, "precisions": self.precisions}
         own["model"] = self.shape.model
         return dataclasses.asdict(self) | own | changes
@@ -81,7 +83,7 @@ class Race:
 
 @dataclasses.dataclass(frozen=True)
 class Racer:
-    """One row of a race: a worker, its Python, and the changes of the race's job for it."""
+    """One row of a race: a worker, its Python interpreter, and its changes to the race's job."""
 
     name: str
     worker: str
@@ -90,12 +92,12 @@ class Racer:
 
     @property
     def exact(self) -> bool:
-        """Whether the racer's weights keep the race's precision. If so, it must compute the same function as zoo."""
+        """Whether the racer's weights keep the race's precision. Such a racer must compute the same function as zoo."""
         return not self.changes.get("weights")
 
 
 def plan_race(workload: str, given: Mapping[str, Any], shape: Sequence[str], **options: Any) -> Race:
-    """Make a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError for
+    """Plan a race: the workload's default sizes, replaced by those `given` (None: not given). Raises ConfigError for
     options without an effect on the workload, a faulty shape, and more tokens than max_seq_len."""
     sizes = WORKLOADS[workload] | {name: value for name, value in given.items() if value is not None}
     _refuse_options(workload, sizes)
@@ -132,8 +134,8 @@ def parse_peers(text: str) -> list[str]:
 
 
 def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """Choose the Python of zoo and of each peer: the running one, or for peers the one `given` as `NAME=PATH`, or as a
-    PATH for all of them. Raises ConfigError for a NAME that is not raced."""
+    """Choose the Python of zoo and of each peer. zoo has the running one; so has a peer unless `given` has `NAME=PATH`
+    for it, or a PATH for all peers. Raises ConfigError for a NAME that is not raced."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")
@@ -147,8 +149,8 @@ def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str,
 
 
 def list_racers(race: Race, pythons: Mapping[str, str]) -> list[Racer]:
-    """List the rows of a race: zoo and the peers; for `batch`, also zoo with one request after the other; with
-    `weights`, also each racer that supports that precision."""
+    """List the rows of a race: zoo and the peers. `batch` adds zoo with one request after the other; `weights` adds a
+    row for each racer that supports that precision."""
     racers = [Racer(name, name, python) for name, python in pythons.items()]
     if race.workload == "batch":
         racers.insert(1, Racer("zoo, one by one", OURS, pythons[OURS], {"alone": True}))
@@ -160,7 +162,7 @@ def list_racers(race: Race, pythons: Mapping[str, str]) -> list[Racer]:
 
 
 def list_strangers(race: Race, peers: Iterable[str]) -> dict[str, str]:
-    """List the peers that are not raced in this workload, with the reason."""
+    """Map each peer that is not raced in this workload to the reason."""
     return {
         name: f"not raced in {race.workload} ({', '.join(TAKES[name])} are)"
         for name in peers

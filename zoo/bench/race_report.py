@@ -1,4 +1,5 @@
-"""Make a race's report: medians, paired ratios, shares of the machine's limits and of the bare linears, peak memory."""
+"""Make a race's report: medians, paired ratios, fractions of the machine's limits and of the bare linears, peak
+memory."""
 
 import dataclasses
 import datetime
@@ -26,7 +27,8 @@ ACCOUNTING = {
 
 
 def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights: str = "") -> float | None:
-    """Compute the achieved fraction of the machine's limit (see ACCOUNTING) from tokens per second, if there is one."""
+    """Compute the fraction of the machine's limit (see ACCOUNTING) that `rate` tokens per second achieve. None for a
+    workload without a limit."""
     if plan.workload in ("batch", "load", "mlm"):
         return None
     n, head = plan.shape.matrix_params, plan.shape.head_params
@@ -39,15 +41,15 @@ def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights
 
 
 def compute_linears_share(plan: Race, rate: float, machine: Mapping[str, Any], weights: str = "") -> float | None:
-    """Compute the achieved fraction of the step rate of the bare linears, in the fastest way to multiply at the
-    precision `weights` ("": the race's dtype). With linears of 20 ms a step, one row at 40 tok/s achieves 0.8. None
-    unless the race is of decoding and linears were measured."""
+    """Compute the fraction of the bare linears' step rate that `rate` achieves, with the fastest way to multiply at the
+    precision `weights` ("": the race's dtype). With linears of 20 ms a step, 40 tok/s at batch 1 achieve 0.8. None if
+    the workload is not decoding or no linears were measured."""
     ways = machine.get("linears", {}).get(weights or plan.dtype) if plan.workload == "decode" else None
     return rate / plan.batch * min(ways.values()) / 1e3 if ways else None
 
 
 def count_same(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> int:
-    """Count the equal tokens before the first difference in each row, summed over rows."""
+    """Count the equal tokens before the first difference in each sequence, summed over sequences."""
     return sum(_count_prefix(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -59,8 +61,8 @@ def _count_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
 def make_report(
     plan: Race, racers: Sequence[Racer], runs: Mapping[str, Answers], rounds: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Make the report as plain data. `ratios` are our rate ÷ theirs in each round; `ratios_weights` the same for our
-    row with weights of another precision."""
+    """Make the report as plain data. `ratios` are zoo's rate ÷ the row's rate in each round; `ratios_weights` the same
+    for zoo with weights of another precision."""
     rows = {racer.name: _make_row(plan, racer, runs, rounds) for racer in racers}
     accounting = ACCOUNTING[plan.workload].format(n=plan.shape.matrix_params, head=plan.shape.head_params)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -111,14 +113,14 @@ def _find_median(answers: Answers, key: str) -> float | None:
 
 
 def _compare_rates(rates: Sequence[float], ours: Answers | None, name: str) -> dict[str, Any]:
-    """Divide our rates by this row's rates in the same rounds: the median ratio as `name`, and all ratios."""
+    """Divide zoo's rates by a row's rates in the same rounds. Return the median ratio as `name`, and all ratios."""
     ratios = [mine["rate"] / theirs for mine, theirs in zip(ours or [], rates, strict=False)]
     plural = name.replace("ratio", "ratios")
     return {name: statistics.median(ratios) if ratios else None, plural: ratios}
 
 
 def _compare_made(answers: Answers, ours: Answers) -> dict[str, Any]:
-    """Compare generated tokens with the first row's: count the equal ones; for `load`, compare the text."""
+    """Count the generated tokens that equal the first row's. For `load`, compare the text."""
     if "text" in answers[0]:
         return {"same_tokens": int(answers[0]["text"] == ours[0]["text"]), "tokens": 1}
     if "tokens" not in answers[0]:
@@ -128,7 +130,7 @@ def _compare_made(answers: Answers, ours: Answers) -> dict[str, Any]:
 
 
 def check_place(out: str) -> Path:
-    """Check the path of --out: a file, or a folder. Raises ConfigError if its folder is missing."""
+    """Check the path of --out, a file or a folder. Raises ConfigError if its folder is missing."""
     path = Path(out).expanduser()
     if not (path.is_dir() or path.parent.is_dir()):
         raise ConfigError(f"--out {out}: there is no folder {path.parent} (one that is there)")
@@ -136,8 +138,8 @@ def check_place(out: str) -> Path:
 
 
 def name_file(report: Mapping[str, Any]) -> str:
-    """Name a report's file by instruction set, race and batch, so that a repetition replaces it:
-    `amx-mlm-fp32-8.json`."""
+    """Return a report's file name, from instruction set, race and batch: `amx-mlm-fp32-8.json`. A repetition replaces
+    it."""
     race = report["race"]
     parts = [report["processor"]["isa"], race["workload"], race["dtype"], str(race["batch"]), race["weights"]]
     parts += ["compiled"] if race["compile"] else []
@@ -150,8 +152,8 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
 
 
 def write_at(path: Path, name: str, text: str) -> Path:
-    """Write a report's text to a file, or under this name into a folder, and return the file's path. Raises ConfigError
-    if it cannot be written."""
+    """Write a report's text to the file `path`, or to `name` in the folder `path`. Return the file's path. Raises
+    ConfigError if it cannot be written."""
     file = path / name if path.is_dir() else path
     try:
         write_text(file, text + "\n")

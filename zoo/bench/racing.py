@@ -1,9 +1,9 @@
-"""Compare contenders' speed with the same weights and threads, each in fresh processes, by medians and paired ratios.
+"""Race libraries: compare their speed with the same weights and threads, each in fresh processes.
 
-A machine's speed drifts, so each round runs every contender once. The rates of two contenders are divided round by
-round, and the median of these ratios is given. Before any ratio is given, the contenders' float32 logits must be equal
-up to rounding, and so must the logits or losses of the timed runs. Whether they generate the same tokens is reported:
-near ties may be rounded either way.
+A machine's speed drifts, so each round runs every racer once. The rates of two racers are divided round by round, and
+the median of these ratios is reported. Before that, the racers' float32 logits must be equal up to rounding, and so
+must the logits or losses of the timed runs. Whether they generate the same tokens is only reported: near ties may be
+rounded either way.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from zoo.bench.race_report import make_report
 from zoo.errors import ConfigError, ZooError
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
-"""Largest difference between contenders that counts as rounding, as a share of the largest value."""
+"""Largest difference between racers that counts as rounding, as a fraction of the largest value, by dtype."""
 
 Tell = Callable[[str], None]
 Answer = dict[str, Any]
@@ -35,7 +35,7 @@ def measure_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: float) -> dict[str, float]:
-    """Measure each contender's difference from the first. Raises ZooError above `tolerance`: the functions differ."""
+    """Measure each racer's difference from the first. Raises ZooError for a difference above `tolerance`."""
     (_, ours), *others = values.items()
     gaps = {name: measure_difference(ours, theirs) for name, theirs in others}
     for name, gap in gaps.items():
@@ -46,8 +46,8 @@ def require_equal(what: str, values: Mapping[str, Sequence[float]], tolerance: f
 
 
 class Field:
-    """The racers that are in the race. A racer that is missing, fails or cannot do a job leaves the race, with a line
-    that says why."""
+    """The racers that are still in the race. A racer that is missing, fails or cannot do a job leaves the race, with a
+    line that says why."""
 
     def __init__(self, plan: Race, racers: Sequence[Racer], folder: str, tell: Tell) -> None:
         self.plan, self.folder, self.tell = plan, folder, tell
@@ -56,7 +56,7 @@ class Field:
         self._missing: dict[str, MissingPeer] = {}  # by worker, which may have several rows
 
     def ask(self, racer: Racer, **changes: Any) -> Answer | None:
-        """Run a job with a racer; None if the racer leaves the race. Raises ZooError if zoo itself fails, and
+        """Run a job with a racer. Returns None if the racer leaves the race. Raises ZooError if zoo itself fails, and
         ConfigError for a Python that cannot be run."""
         try:
             if racer.worker in self._missing:
@@ -77,8 +77,8 @@ class Field:
         return answer
 
     def _leave(self, racer: Racer, reason: ZooError | str) -> None:
-        """Take a racer out of the race. A missing package is told once, with the path of the Python that lacks it; the
-        report omits the path, since reports are published."""
+        """Take a racer out of the race. A missing package is reported once on the terminal, with the path of the Python
+        that lacks it. The report omits the path, since reports are published."""
         self.racers.remove(racer)
         missing = isinstance(reason, MissingPeer)
         self.absent[racer.name] = f"not installed ({INSTALL[racer.worker]})" if missing else str(reason)
@@ -89,7 +89,7 @@ class Field:
             self._missing[racer.worker] = reason
 
     def require_peers(self) -> None:
-        """Raise ConfigError if peers were requested and none of them is left."""
+        """Raise ConfigError if peers were requested and all of them have left."""
         gone = {name: reason for name, reason in self.absent.items() if not name.startswith(OURS)}
         if gone and all(racer.worker == OURS for racer in self.racers):
             missing = [fault for error in self._missing.values() for fault in error.faults]
@@ -98,7 +98,7 @@ class Field:
 
 
 def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: None) -> Answer:
-    """Run the whole comparison and return its report as plain data. `tell` is called with lines of progress. Raises
+    """Run the whole race and return its report as plain data. `tell` is called with lines of progress. Raises
     ConfigError if no requested peer can race, and ZooError if the results of two racers differ."""
     plan, processor = settle_machine(plan, pythons[OURS], tell)
     strangers = list_strangers(plan, [name for name in pythons if name != OURS])
@@ -127,7 +127,7 @@ def run_race(plan: Race, pythons: Mapping[str, str], tell: Tell = lambda line: N
 
 
 def settle_machine(plan: Race, python: str, tell: Tell) -> tuple[Race, Answer]:
-    """Describe the processor, and set the number of threads: the given one, or the fastest by a probe. Raises
+    """Describe the processor and set the number of threads: the given one, or the fastest by a probe. Raises
     ConfigError for an instruction set that the processor does not have."""
     found = run_worker(MACHINE, python, plan.job("", workload="threads"))
     processor = {key: found[key] for key in ("name", "cores", "memory_bytes", "isa")}
@@ -179,13 +179,13 @@ def _compare_results(plan: Race, racers: Sequence[Racer], runs: Mapping[str, lis
 
 
 def _cut_to_shortest(values: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Cut the contenders' values to the shortest length, because a slow one takes fewer steps in its time."""
+    """Cut the racers' values to the shortest length, because a slow racer takes fewer steps in its time."""
     length = min(map(len, values.values()))
     return {name: each[:length] for name, each in values.items()}
 
 
 def goes_on(plan: Race, rounds: Sequence[float]) -> bool:
-    """Whether to begin another round, given the seconds of the rounds before: one is always run, then the requested
+    """Whether to begin another round, given the seconds of each earlier round. One always runs, then the requested
     number, or as many as end within `plan.seconds`."""
     if plan.rounds is not None:
         return len(rounds) < plan.rounds

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def make_table(report: Mapping[str, Any]) -> "Table":
-    """Make a table with one row per contender; a ratio above 1 means that zoo is faster."""
+    """Make a table with one row per racer. A ratio above 1 means that zoo is faster."""
     from rich.table import Table
 
     rows = report["contenders"]
@@ -32,7 +32,6 @@ def make_table(report: Mapping[str, Any]) -> "Table":
 
 
 def make_scenario_table(report: Mapping[str, Any]) -> "Table":
-    """Make a table of the engine's scenarios, one row for each."""
     from rich.table import Table
 
     grid = Table(title=f"engine, {_describe_terms(report)}", title_justify="left")
@@ -44,7 +43,7 @@ def make_scenario_table(report: Mapping[str, Any]) -> "Table":
 
 
 def list_scenario_cells(report: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the cells of each scenario: its name, its figure, the baseline's, the ratio, the goal."""
+    """Yield the cells of each scenario: name, figure, baseline's figure, ratio, goal."""
     for row in report["scenarios"]:
         own, base = (f"{row[key]:,.1f} {row['unit']}" for key in ("own", "base"))
         goal = f"{'≥' if row['least'] else '≤'} {row['goal']:.2f}{'' if row['met'] else ' missed'}"
@@ -52,7 +51,7 @@ def list_scenario_cells(report: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def name_race(race: Mapping[str, Any]) -> str:
-    """Name a race by workload, dtype and sizes: `decode fp32, 1 x 32 + 128 tokens`."""
+    """Describe a race by workload, dtype and sizes: `decode fp32, 1 x 32 + 128 tokens`."""
     if race["workload"] == "load":
         return f"load {race['dtype']}"
     least = "up to " if race["workload"] == "batch" else ""
@@ -107,15 +106,14 @@ def _count(number: int, what: str) -> str:
 
 
 def format_ratio(ratios: Sequence[float]) -> str:
-    """Format the median and the spread of ratios: `1.06x (1.02-1.12)`."""
+    """Format the median and the range of ratios: `1.06x (1.02-1.12)`."""
     spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else ""
     return f"{statistics.median(ratios):.2f}x{spread}"
 
 
 def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the notes below the table: the processor and its limits, the definition of shares, the bare linears, how
-    contenders multiply, versions, whether tokens are equal, absent contenders with reasons, whether bf16 is slow here,
-    and whether other programs ran."""
+    """Yield the notes below the table, from the processor and its limits to the versions, absent racers and other
+    programs."""
     machine, rows, processor = report["machine"], report["contenders"], report["processor"]
     held = f", held to {name_isa(report['race']['isa'])}" if report["race"]["isa"] else ""
     yield f"processor: {processor['name']}; {_count(processor['cores'], 'core')}, {name_isa(processor['isa'])}{held}"
@@ -141,8 +139,8 @@ def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_crowd(rows: Mapping[str, Row]) -> str:
-    """Describe whether other programs ran: list the rows whose measuring thread had less of a core than CROWDED; empty
-    if there are none."""
+    """Return a note if other programs ran: the rows whose measuring thread had less than CROWDED of a core. Empty if
+    none."""
     busy = {name: row["busy"] for name, row in rows.items() if row["busy"] is not None}
     crowded = [f"{name} {share:.0%}" for name, share in busy.items() if share < CROWDED]
     return (
@@ -155,8 +153,8 @@ def _name_versions(name: str, row: Row) -> str:
 
 
 def describe_linears(report: Mapping[str, Any]) -> str:
-    """Describe the times of the bare linears by each way to multiply, lower bounds of a decoding step's. The fastest
-    way of each precision, with which rows are compared, has a star."""
+    """Describe the milliseconds of the bare linears by each way to multiply. Each is a lower bound of a decoding step.
+    A star marks the fastest way of each precision, with which rows are compared."""
     times = []
     for ways in report["machine"].get("linears", {}).values():
         best = min(ways.values(), default=0)
@@ -165,7 +163,8 @@ def describe_linears(report: Mapping[str, Any]) -> str:
 
 
 def describe_tokens(rows: Mapping[str, Row]) -> str:
-    """Describe whether the other rows generated the same tokens as the first."""
+    """Return a note on whether the other rows generated the same greedy tokens as the first; empty if there are
+    none."""
     (first, own), *others = rows.items()
     if "tokens" not in own or not others:
         return ""

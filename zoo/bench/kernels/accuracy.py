@@ -1,4 +1,5 @@
-"""Compare a kernel's outputs and gradients with eager in float64, relative to the error of eager in the same dtype."""
+"""Check the outputs and gradients of attention kernels against eager attention in float64. The allowed error is
+relative to that of eager attention in the kernel's dtype."""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ RULE = (
 
 FACTOR = 2
 SLACK = {"float32": 2e-6, "bfloat16": 1e-3, "float16": 1.25e-4}
-"""Error allowed even if eager happens to be exact: 16 × epsilon of float32, 1/8 × epsilon of a 16-bit dtype."""
+"""Error that is always allowed, even if eager is exact: 16 × epsilon of float32, 1/8 × epsilon of a 16-bit dtype."""
 
 COMPILED = ("flex", "flash4")
-"""Kernels that compile for seconds for each new attention case, so they are checked in bfloat16 only."""
+"""Kernels that compile for seconds for each new attention case. They are checked in bfloat16 only."""
 
 TRACED = ("flex",)
-"""Kernels that compile again for the pass without gradients. If the case has gradients, its forward result is taken
-from the pass with gradients."""
+"""Kernels that compile again for a pass without gradients. If a case has gradients, its forward result is taken from
+the pass with gradients."""
 
 QUICK = ("window",)
-"""The cases that a quick run checks of TRACED kernels."""
+"""Names of the cases in which a quick run checks the TRACED kernels."""
 
 
 def list_jobs(settings: Settings, *, kernel: str, first: int = 0, every: int = 1) -> list[Measurement]:
@@ -49,7 +50,8 @@ def list_dtypes(kernel: str, settings: Settings) -> tuple[str, ...]:
 
 
 def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings) -> ReportRow:
-    """Check a kernel on one case, forward and backward, or give the reason why it refuses the case."""
+    """Check a kernel on one case, forward and backward. The row has the reason instead if the kernel refuses the
+    case."""
     row: ReportRow = {"kernel": kernel, "case": case.name, "dtype": dtype}
     reasons = list_refusals(kernel, case, dtype, settings.device)
     if None not in reasons.values():
@@ -71,22 +73,22 @@ def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings)
 
 
 def list_refusals(kernel: str, case: AttentionCase, dtype: str, device: str) -> dict[str, str | None]:
-    """Map `forward` and, if the case trains, `backward` to the kernel's reason to refuse that pass; None for a pass
-    that it runs."""
+    """Map each pass, `forward` and (if the case trains) `backward`, to the kernel's reason to refuse it, or to None."""
     machine, kind = machine_of(torch.device(device)), getattr(torch, dtype)
     ways = {"forward": False, **({"backward": True} if case.trains else {})}
     return {way: KERNELS[kernel].refuses(make_ask(case, kind, grad=grad), machine) for way, grad in ways.items()}
 
 
 def run_kernel(inputs: CaseInputs, kernel: str, way: str) -> dict[str, Tensor]:
-    """Run a kernel: attention without gradients, or with them for "backward"."""
+    """Compute attention by a kernel. With the `way` "backward" the gradients are returned too."""
     return inputs.backward(kernel) if way == "backward" else {"y": inputs.forward(kernel)}
 
 
 def compare_errors(
     got: dict[str, Tensor], exact: dict[str, Tensor], eager: dict[str, Tensor], dtype: str
 ) -> dict[str, Any]:
-    """Compute each tensor's errors, eager's, and `excess`: the largest ratio of an error to the limit of RULE."""
+    """Compute the errors of each tensor, those of eager, and `excess`, the largest ratio of an error to the limit by
+    RULE."""
     tensors = {}
     for name, wanted in exact.items():
         ours, theirs = measure_errors(got[name], wanted), measure_errors(eager[name], wanted)
@@ -99,8 +101,8 @@ def compare_errors(
 
 
 def measure_errors(got: Tensor, wanted: Tensor) -> dict[str, float]:
-    """Measure the largest difference, relative to the largest value, and the norm of the difference, relative to the
-    norm. NaN if a value is NaN."""
+    """Measure the largest difference ÷ the largest value, and the norm of the difference ÷ the norm. NaN if a value is
+    NaN."""
     gap, wanted = got.double() - wanted.double(), wanted.double()
     least = torch.finfo(torch.float64).tiny  # the expected tensor may be all zeros
     return {

@@ -1,4 +1,4 @@
-"""Measure FLOP/s of attention kernels by sequence length, and the speedup by a sliding window."""
+"""Measure the FLOP/s of attention kernels by sequence length, and the speedup by a sliding window."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WIDTHS = (64, 128)
 CHANNELS, TOKENS = 2048, 16384
 
 WINDOW = (8192, 1024)
-"""Tokens per row, and keys per window, for the measurement of windows."""
+"""Tokens per sequence, and keys per window, in the measurement of windows."""
 
 LEAST_GAIN = 1.5
-"""Minimum speedup by a window: the best kernel against SDPA with a dense mask."""
+"""Speedup wanted of a sliding window: the best kernel's rate over that of SDPA with a dense mask."""
 
 QUICK = {"lengths": (32, 64), "widths": (16,), "channels": 64, "tokens": 128, "window": (128, 16)}
 
@@ -39,7 +39,7 @@ SCORES = 3 * 4
 
 
 def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
-    """List one job per length and head width, one for the window, and those of decoding from pages."""
+    """List one job per length and head width, one for the sliding window, and those of decoding from a paged cache."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
     channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)
@@ -58,8 +58,8 @@ def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
 
 
 def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settings) -> ReportRow:
-    """Measure FLOP/s of causal attention, forward only and with its backward pass. If the kernel is not timed, the row
-    has the reason instead."""
+    """Measure the FLOP/s of causal attention, forward only and with its backward pass. If the kernel is not timed, the
+    row has the reason instead."""
     rows, length, heads, width = shape
     row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
     times = time_passes(kernel, shape, None, settings)
@@ -88,8 +88,8 @@ def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, sett
 def time_passes(
     kernel: str, shape: tuple[int, int, int, int], window: int | None, settings: Settings
 ) -> dict[str, Any]:
-    """Time the `forward` pass and, if the kernel has a gradient, `both` passes in seconds, or give the reason under
-    "refused" or "left_out", such as a score matrix that does not fit in memory."""
+    """Time the `forward` pass and, if the kernel has a gradient, `both` passes, in seconds. If the kernel is not timed,
+    return the reason under "refused" or "left_out" (such as a score matrix that does not fit in memory)."""
     rows, length, heads, width = shape
     mask = Mask(length, length, window=window)
     ask = AttentionQuery("bfloat16", width, width, heads, heads, **mask.features)
@@ -117,8 +117,8 @@ def _free_for_scores(device: str) -> float:
 
 
 def find_window_gain(rows: list[ReportRow]) -> dict[str, Any] | None:
-    """Find the largest speedup by a window over SDPA with a dense mask: a ratio for the `forward` pass and one for
-    `both`, each with its kernel. None if SDPA was not timed."""
+    """Find the largest speedup by a sliding window over SDPA with a dense mask, for the `forward` pass and for `both`,
+    each with its kernel. None if SDPA was not timed."""
     found = {row["kernel"]: row for row in rows if "window" in row}
     if (masked := found.get("sdpa")) is None or "forward" not in masked:
         return None

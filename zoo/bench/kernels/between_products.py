@@ -1,8 +1,8 @@
 # B batch, T tokens, N = B·T, D model width, F feed-forward width, V vocabulary, H heads, C head width, E experts
 """Time the operations between matrix products: norms, RoPE, SwiGLU and cross-entropy.
 
-Each is timed as implemented in zoo, compiled, and from libraries, so that a dependency is added only for a measured
-gain. Also timed: the grouped products of experts, and a layer with its products in float8.
+Three implementations are timed: zoo's, zoo's compiled, and those of libraries. A library becomes a dependency only for
+a measured gain. Also timed: the grouped matrix products of experts, and a layer whose products are in float8.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SMALL = PieceSizes(32, 32, 64, 64, 2, 16, 4, 32)
 
 class TimedPiece(NamedTuple):
     """One timed operation. `inputs` require gradients, activations first. `ways` are equivalent implementations by
-    name. `moved` holds the fewest bytes that the forward pass, and both passes, must read and write."""
+    name. `moved` are the fewest bytes read and written by the forward pass, then by both passes."""
 
     inputs: list[Any]
     ways: dict[str, Callable[..., Any]]
@@ -76,7 +76,8 @@ def list_jobs(settings: Settings) -> list[Measurement]:
 
 
 def time_piece(name: str, way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
-    """Time one implementation of an operation, forward and with its backward pass, and its fraction of bandwidth."""
+    """Time one implementation of an operation, forward and with its backward pass, and compute its fraction of copy
+    bandwidth."""
     row: ReportRow = {"piece": name, "way": way}
     if reason := _why_absent(way, settings):
         return {**row, "left_out": reason}
@@ -92,7 +93,7 @@ def time_piece(name: str, way: str, sizes: PieceSizes, settings: Settings) -> Re
 
 
 def _time_piece(run: Callable[..., Any], piece: TimedPiece, settings: Settings) -> dict[str, float]:
-    """Time the passes. An operation without `inputs` always does both."""
+    """Time the passes of an operation, in seconds. An operation without `inputs` always runs both."""
     if not piece.inputs:
         return {"both": time_call(run, settings.device, spend=0.01 if settings.quick else 0.1)}
     with torch.no_grad():
@@ -102,7 +103,7 @@ def _time_piece(run: Callable[..., Any], piece: TimedPiece, settings: Settings) 
 
 
 def _why_absent(way: str, settings: Settings) -> str | None:
-    """Say why a library cannot be timed here; None if it can."""
+    """Return the reason why a library cannot be timed here; None if it can."""
     if way not in LIBRARIES:
         return None
     if settings.device != "cuda":
@@ -142,7 +143,7 @@ def _layernorm(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
 
 
 def _norm(spec: Norm, sizes: PieceSizes, device: str) -> tuple[dict[str, Callable[..., Any]], list[Any]]:
-    """Make a norm as in models, with its inputs and weights."""
+    """Return the implementations of a norm as in models, by name, and their inputs: activations and weights."""
     from zoo.run.layer import Layer
 
     with torch.device(device):
@@ -154,7 +155,7 @@ def _norm(spec: Norm, sizes: PieceSizes, device: str) -> tuple[dict[str, Callabl
 
 
 def _rotary(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
-    """Make RoPE of q and k, with a quarter as many heads for k."""
+    """Make RoPE of q and k. k has a quarter of q's heads."""
     spec, length = RoPE(), sizes.tokens
     q, k = (
         _draw_activations(device, 1, length, heads, sizes.head_dim) for heads in (sizes.heads, max(sizes.heads // 4, 1))
@@ -171,7 +172,7 @@ def _rotary(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
 
 
 def _swiglu(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
-    """Make silu(gate) · up, without the matrix products around it."""
+    """Make the SwiGLU activation silu(gate) · up, without the matrix products around it."""
     gate, up = (_draw_activations(device, sizes.tokens, sizes.d_ff) for _ in range(2))
     silu = SiLU()
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda gate, up: silu.apply(gate) * up}
@@ -183,7 +184,7 @@ def _swiglu(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
 
 
 def _cross_entropy(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
-    """Make the loss and the gradient of the logits. Ours and Liger's write that gradient over the logits."""
+    """Make the cross-entropy loss and the gradient of the logits. zoo and Liger write the gradient over the logits."""
     logits = _draw_activations(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
     ways: dict[str, Callable[..., Any]] = {"zoo": lambda: replace_by_gradient_(logits, targets, 1 / len(logits), 0.0)}
@@ -220,7 +221,8 @@ def _draw_activations(device: str, *shape: int) -> Tensor:
 
 
 def time_grouped(way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
-    """Measure FLOP/s of the experts' grouped product, forward and with backward. Tokens choose experts randomly."""
+    """Measure the FLOP/s of the experts' grouped matrix product, forward and with backward. Tokens choose experts at
+    random."""
     x = _draw_activations(settings.device, sizes.tokens, sizes.d_model)
     weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model)
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
@@ -241,7 +243,8 @@ def time_grouped(way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
 
 
 def time_layer(way: str, settings: Settings) -> ReportRow:
-    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or a float8 recipe."""
+    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or in a float8 recipe
+    (`way`)."""
     row: ReportRow = {"piece": "layer", "way": way}
     if way in fp8.RECIPES and not find_version("torchao"):
         return {**row, "left_out": "torchao is not installed"}

@@ -1,8 +1,8 @@
 # B batch, T queries, S keys, H heads, K kv heads, C head width, P pages of a row, R buckets
-"""Define attention cases for testing kernels: each feature as data, with random tensors drawn from a seed.
+"""Define the attention cases on which kernels are tested: each feature as data, with random tensors drawn from a seed.
 
-The check on a GPU, the tests and the page of errors use the same grid. Scores are spread so widely that every feature
-changes the result: a test detects a kernel that ignores one.
+The check on a GPU, the tests and the page of errors use the same cases. The attention scores have a large spread, so
+that every feature changes the result and a test detects a kernel that ignores one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ BUCKETS = 32
 
 
 class CaseSize(NamedTuple):
-    """The dimensions of the cases: rows, tokens per row, heads, their width, and keys in a window."""
+    """The default dimensions of the cases: sequences, tokens per sequence, heads, channels per head, and keys in a
+    window."""
 
     batch: int
     length: int
@@ -46,8 +47,8 @@ LARGE = CaseSize(2, 1024, 8, 128, 200)
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCase:
-    """One call of attention. Its fields are those of `AttentionQuery` and `attend`; `hides` lists keys of DRAWN, which
-    makes the random fields of the mask."""
+    """One call of attention. The fields are those of `AttentionQuery` and `attend`. `hides` names the functions in
+    DRAWN that draw random fields of the mask."""
 
     name: str
     batch: int
@@ -71,13 +72,13 @@ class AttentionCase:
 
 
 def list_cases(*, large: bool = False) -> list[AttentionCase]:
-    """List all cases, the most common first. `large` ones span several blocks of a GPU kernel; others suit a CPU."""
+    """List all cases, the most common first. `large` cases span several blocks of a GPU kernel; the others suit a
+    CPU."""
     size = LARGE if large else SMALL
     return [*_plain(size), *_scored(size), *_unequal(size), *_cached(size), *_wide(size)]
 
 
 def find_case(name: str, *, large: bool = False) -> AttentionCase:
-    """Find a case by its name."""
     return next(each for each in list_cases(large=large) if each.name == name)
 
 
@@ -89,7 +90,7 @@ def _case(size: CaseSize, name: str, **changes: Any) -> AttentionCase:
 
 
 def _plain(size: CaseSize) -> list[AttentionCase]:
-    """List the cases of shapes, causal masks and windows."""
+    """List the cases with different shapes, causal masks and windows."""
     n, window = size.length, size.window
     return [
         _case(size, "causal"),
@@ -124,7 +125,7 @@ def _scored(size: CaseSize) -> list[AttentionCase]:
 
 
 def _unequal(size: CaseSize) -> list[AttentionCase]:
-    """List the cases whose rows have different masks: documents, padding, prefixes, global tokens."""
+    """List the cases whose sequences have different masks: documents, padding, prefixes, global tokens."""
     n, window = size.length, size.window
     return [
         _case(size, "documents", hides=("documents",)),
@@ -139,7 +140,7 @@ def _unequal(size: CaseSize) -> list[AttentionCase]:
 
 
 def _cached(size: CaseSize) -> list[AttentionCase]:
-    """List the cases of decoding from a cache: few queries, windows, cache lengths by row, pages."""
+    """List the cases of decoding from a cache: few queries, windows, a cache length per sequence, pages."""
     n, window, few = size.length, size.window, 5
     cached = {"trains": False, "queries": 1}
     return [
@@ -160,7 +161,7 @@ def _cached(size: CaseSize) -> list[AttentionCase]:
 
 
 def _wide(size: CaseSize) -> list[AttentionCase]:
-    """List the cases of head widths, which are the same in both sizes. The last three are DeepSeek's MLA, expanded and
+    """List the cases of head widths, which do not depend on `size`. The last three are DeepSeek's MLA, expanded and
     absorbed."""
     n = size.length
     absorbed = {"queries": 1, "kv_heads": 1, "head_dim": 576, "v_head_dim": 512, "trains": False}
@@ -178,7 +179,7 @@ def _wide(size: CaseSize) -> list[AttentionCase]:
 
 
 def _left(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Draw left padding for every row but the first."""
+    """Draw left padding for every sequence but the first."""
     pads = torch.randint(1, case.keys // 2, (case.batch, 1), generator=generator)
     pads[0] = 0
     return {"padding": torch.arange(case.keys) >= pads}
@@ -189,7 +190,7 @@ def _right(case: AttentionCase, generator: Generator) -> dict[str, Any]:
 
 
 def _memory(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Draw right padding of an encoder's output. The last row is all padding."""
+    """Draw right padding of an encoder's output. The last sequence is all padding."""
     padding = _right(case, generator)["padding"]
     padding[-1] = False
     return {"padding": padding}
@@ -218,7 +219,7 @@ def _lengths(case: AttentionCase, generator: Generator) -> dict[str, Any]:
 
 
 def _varlen(case: AttentionCase, generator: Generator) -> dict[str, Any]:
-    """Draw each row's number of queries; the last row has most."""
+    """Draw the number of queries of each sequence as cu_seqlens. The last sequence has most."""
     counts = torch.randint(1, case.queries, (case.batch,), generator=generator)
     counts[-1] = case.queries
     return {"cu_seqlens_q": F.pad(counts.cumsum(0), (1, 0)).int()}
@@ -234,7 +235,7 @@ DRAWN: dict[str, Callable[[AttentionCase, Generator], dict[str, Any]]] = {
     "lengths": _lengths,
     "varlen": _varlen,
 }
-"""Functions that draw fields of a Mask, by the names in a case's `hides`."""
+"""Functions that draw fields of a Mask, by their names in `AttentionCase.hides`."""
 
 
 # ---------------------------------------------------------------- tensors
@@ -262,16 +263,16 @@ class CaseInputs:
         return replace(self, tensors=tensors, output_gradient=self.output_gradient.to(dtype))
 
     def mask(self) -> Mask:
-        """Make a new mask, whose dense form is not computed yet."""
+        """Make a new Mask, without a cached dense form."""
         return _mask(self.case, self.hidden)
 
     def forward(self, kernel: str) -> Tensor:
-        """Compute attention without gradients; 0 for padding."""
+        """Compute attention [B, T, H, Cv] without gradients. Padding is 0."""
         with torch.no_grad():
             return self._attended(self.tensors, kernel)
 
     def backward(self, kernel: str) -> dict[str, Tensor]:
-        """Return the attention output as "y", and the gradient of every tensor by the tensor's name."""
+        """Return the attention output as "y", and the gradient of each tensor under the tensor's name."""
         leaves = {name: each.detach().requires_grad_() for name, each in self.tensors.items()}
         with torch.enable_grad():
             y = self._attended(leaves, kernel)
@@ -318,13 +319,13 @@ class Lookup(NamedTuple):
 
 
 class BiasTable(NamedTuple):
-    """Stand in for the module whose table a learned bias reads."""
+    """Stand in for the module that holds the table of a learned bias."""
 
     table: Lookup
 
 
 def make_inputs(case: AttentionCase, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> CaseInputs:
-    """Draw a case's tensors, rounded to the dtype. They depend only on the seed, not on the device."""
+    """Draw a case's tensors, rounded to the dtype. They depend on the seed but not on the device."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, times: float = 1.0, plus: float = 0.0) -> Tensor:
@@ -378,7 +379,7 @@ def _mask(case: AttentionCase, hidden: dict[str, Any]) -> Mask:
 
 
 def _hidden(case: AttentionCase, generator: Generator, device: torch.device | str) -> dict[str, Any]:
-    """Draw the mask fields that a case's `hides` names."""
+    """Draw the mask fields for the names in a case's `hides`."""
     return {key: _on(each, device) for name in case.hides for key, each in DRAWN[name](case, generator).items()}
 
 
@@ -387,8 +388,7 @@ def _on(drawn: Any, device: torch.device | str) -> Any:
 
 
 def _real(case: AttentionCase, hidden: dict[str, Any]) -> Tensor | None:
-    """Mark the queries that are not padding [B, T, 1, 1]; None if all queries are real, as in cross-attention to padded
-    keys."""
+    """Mark real queries as True [B, T, 1, 1]. None if no query is padded, as in cross-attention to padded keys."""
     if "varlen" in case.hides:
         ends = hidden["cu_seqlens_q"]
         columns = torch.arange(-case.queries, 0, device=ends.device)

@@ -27,12 +27,12 @@ from zoo.kernels import KERNELS
 from zoo.lazy import torch
 
 ORDER = ("eager", "sdpa", "flash_torch", "flash2", "flash3", "triton", "flash4", "flex")
-"""Kernels in the order they are checked; those that compile come last."""
+"""Attention kernels in the order of their checks. Those that compile come last."""
 
 ON_REQUEST = "it is downloaded, so only when asked for (--hub)"
 
 KINDS = ("runs", "tokens", "meshes", "errors", "speed", "training", "decoding", "pieces")
-"""Kinds of rows in the report. A part's name begins with its kind."""
+"""Kinds of results in the report. A part's name begins with its kind."""
 
 ALLOWED = {
     **{"device": 60.0, "runs": 240.0, "tokens": 120.0, "meshes": 900.0},
@@ -44,7 +44,7 @@ ALLOWED = {
 """Time limit in seconds by a part's name, or else by its kind."""
 
 BESIDE = 6
-"""Number of processes that share the check of a kernel whose compilation takes most of the time."""
+"""Number of processes that share the check of a kernel, if compilation takes most of its time."""
 
 
 def check_kernels(
@@ -58,12 +58,12 @@ def check_kernels(
     tell: Callable[[str], None] = lambda line: None,
     keep: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
-    """Check whole runs and generated tokens, then measure kernels' errors and speed, training, decoding and single
+    """Check training runs and generated tokens, then measure kernels' errors and speed, training, decoding and single
     operations on a device; return plain data.
 
-    `minutes` limits all parts together; what has not run by then is left out. By default it is `count_minutes`. `quick`
-    uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `gpus` above
-    1 adds runs on that number of GPUs. As each part ends, `tell` is called with a line, and `keep` with the report so
+    `minutes` limits all parts together (default: `count_minutes`); parts that have not run by then are left out.
+    `quick` uses tiny sizes, which suit a CPU. `fetched` adds the kernels that are downloaded from the hub. `gpus` above
+    1 adds runs on that number of GPUs. After each part, `tell` is called with a line, and `keep` with the report so
     far. Raises ConfigError if the device does not exist or does not answer, and for a CPU without `quick`.
     """
     require_device(device, quick, gpus)
@@ -99,7 +99,8 @@ def check_kernels(
 
 
 def make_report(about: Mapping[str, Any], found: Mapping[str, list[ReportRow]], start: float) -> dict[str, Any]:
-    """Make the report of the rows that were `found` until now; `start` is when the check began."""
+    """Make the report of the rows `found` so far, as plain data. `start` is when the check began, by
+    time.monotonic()."""
     return {
         **about,
         "seconds": round(time.monotonic() - start, 1),
@@ -120,7 +121,7 @@ def make_report(about: Mapping[str, Any], found: Mapping[str, list[ReportRow]], 
 
 
 def require_device(device: str, quick: bool, gpus: int = 1) -> None:
-    """Raise ConfigError for a device or more `gpus` than there are, and for a CPU without `quick`."""
+    """Raise ConfigError for an unavailable device, for more `gpus` than exist, and for a CPU without `quick`."""
     if device not in ("cuda", "cpu"):
         raise ConfigError(f"device: is {device!r} (one of: cuda, cpu)")
     if device == "cuda" and not torch.cuda.is_available():
@@ -132,8 +133,8 @@ def require_device(device: str, quick: bool, gpus: int = 1) -> None:
 
 
 def list_parts(quick: bool = False, fetched: bool = False, gpus: int = 1) -> Iterator[list[CheckPart]]:
-    """List all parts: whole runs, generated tokens and meshes of several GPUs, each kernel, then speed. Parts in one
-    list run at the same time."""
+    """Yield lists of parts: training runs, generated tokens, meshes of several GPUs, each kernel's errors, then speed.
+    The parts of one list run at the same time."""
     yield [_make_part("runs", whole_runs.list_jobs)]
     yield [_make_part("tokens", generated_tokens.list_jobs)]
     if gpus > 1:
@@ -157,12 +158,12 @@ def list_parts(quick: bool = False, fetched: bool = False, gpus: int = 1) -> Ite
 
 
 def count_minutes(fetched: bool = False, gpus: int = 1) -> float:
-    """Count the minutes that all parts may take together, so that none is left out because others were slow."""
+    """Add the time limits of all parts, in minutes. With this limit no part is left out because others were slow."""
     return (ALLOWED["device"] + sum(group[0].seconds for group in list_parts(False, fetched, gpus))) / 60
 
 
 def list_on_request() -> list[str]:
-    """List the kernels that must be downloaded, and so run only on request (--hub)."""
+    """List the kernels that are downloaded. They run only on request (--hub)."""
     return [name for name, kernel in KERNELS.items() if kernel.on_request]
 
 
@@ -171,7 +172,7 @@ def _make_part(name: str, jobs: Callable[[Settings], list[Measurement]], *, besi
 
 
 def list_device_jobs(settings: Settings) -> list[Measurement]:
-    """List the one job that describes the device and measures its limits."""
+    """List the single job that describes the device and measures its limits."""
     return [Measurement("device", partial(_measure_device, settings))]
 
 
@@ -187,7 +188,7 @@ def _run_group(group: list[CheckPart], settings: Settings, start: float, minutes
 
 
 def summarize_rows(rows: list[ReportRow]) -> str:
-    """Count the rows in each state: `40 passed, 3 refused`."""
+    """Count the report's rows by state: `40 passed, 3 refused`."""
     states: dict[str, int] = {}
     for row in rows:
         states[name_state(row)] = states.get(name_state(row), 0) + 1
@@ -195,7 +196,8 @@ def summarize_rows(rows: list[ReportRow]) -> str:
 
 
 def name_state(row: Mapping[str, Any]) -> str:
-    """Name a row's state: passed, failed, refused, left out, raised, or measured if there is no pass mark."""
+    """Return the state of a report's row: passed, failed, refused, left out, raised, or measured if there is no pass
+    mark."""
     for key in ("refused", "left_out", "raised"):
         if key in row:
             return key.replace("_", " ")
@@ -203,8 +205,8 @@ def name_state(row: Mapping[str, Any]) -> str:
 
 
 def list_failures(report: Mapping[str, Any]) -> list[str]:
-    """List the failures, a line each. Unless the run is `quick`, too small a speedup by a window is a failure. Jobs
-    left out, for lack of time say, are not failures: the report lists them separately."""
+    """List the failures, a line each. Too small a speedup by a window is a failure too, except in a `quick` run. Jobs
+    left out, for lack of time say, are no failures: the report lists them separately."""
     found = []
     for kind in KINDS:
         for row in report[kind]:

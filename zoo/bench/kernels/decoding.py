@@ -1,6 +1,6 @@
 # B rows
-"""Measure the fraction of memory bandwidth that decoding achieves with the engine of `zoo generate`, for one row and
-many, with CUDA graphs and without; and compare the generated tokens with those of a CPU."""
+"""Measure the fraction of memory bandwidth that decoding achieves with the engine of `zoo generate`: batches of 1 and
+of many, with CUDA graphs and without. Also compare the generated tokens with those of a CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SLACK = 1.1  # memory in use, including activations, as a multiple of weights an
 
 
 class DecodedModel(NamedTuple):
-    """A model: its name in the report, its packaged name `of`, overrides, and its goal for one row, a fraction of copy
+    """A model: its name in the report, its packaged name `of`, overrides, and its `goal` at batch 1, a fraction of copy
     bandwidth."""
 
     name: str
@@ -49,7 +49,7 @@ class DecodedModel(NamedTuple):
 
 
 class DecodingLengths(NamedTuple):
-    """Tokens of a prompt, then the numbers of untimed and of timed steps."""
+    """Number of tokens of a prompt, of untimed decoding steps and of timed ones."""
 
     prompt: int
     warm: int
@@ -63,7 +63,7 @@ WHOLE, QUICK = DecodingLengths(128, 16, 128), DecodingLengths(4, 2, 8)
 
 
 def list_jobs(settings: Settings) -> list[Measurement]:
-    """List the job that checks tokens, and one for each model and number of rows."""
+    """List the job that checks tokens, and one for each model and batch size."""
     timed = [
         Measurement(f"decode {model.name}, {count_rows(rows)}", partial(time_decoding, model, rows, settings))
         for model in (QUICK_MODELS if settings.quick else MODELS)
@@ -73,13 +73,13 @@ def list_jobs(settings: Settings) -> list[Measurement]:
 
 
 def count_rows(rows: int) -> str:
-    """Format a number of rows: `1 row`, `32 rows`."""
+    """Format a batch size: `1 row`, `32 rows`."""
     return f"{rows} row" + "s" * (rows > 1)
 
 
 def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
     """Measure greedy decoding: tokens/s, and the achieved fraction of memory bandwidth (bytes read per step ÷ seconds
-    of a step ÷ measured copy bandwidth). On CUDA also `plain`, without graphs."""
+    of a step ÷ measured copy bandwidth). On CUDA, `plain` has the figures without graphs."""
     spec, lengths = load(model.of, model.overrides), QUICK if settings.quick else WHOLE
     if not settings.quick and (reason := refuse_size(spec, rows, lengths, settings.device)):
         return {"left_out": reason}
@@ -115,7 +115,7 @@ def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportR
 
 
 def refuse_size(spec: Priced, rows: int, lengths: DecodingLengths, device: str) -> str | None:
-    """Say why a model and its cache do not fit the free memory; None if they fit."""
+    """Return the reason why a model and its cache do not fit the free memory; None if they fit."""
     setup = Setup(dtype="bf16", context=sum(lengths), batch=rows, engine="zoo")
     priced = price(spec, setup)
     needed = SLACK * (priced["memory"]["weights"] + priced["kv_cache"]["bytes"])
@@ -126,7 +126,7 @@ def refuse_size(spec: Priced, rows: int, lengths: DecodingLengths, device: str) 
 
 @lru_cache(maxsize=1)
 def _build(model: DecodedModel, device: str, seed: int) -> Model:
-    """Build a model with random weights, prepared as `zoo generate` does, cached for all numbers of rows."""
+    """Build a model with random weights, prepared as `zoo generate` does. One model is kept for all batch sizes."""
     built = build(load(model.of, model.overrides), device=device, dtype="bf16", seed=seed)
     make_ready(built, None, lambda line: None)
     return built
@@ -139,7 +139,7 @@ def make_engine(model: Model, rows: int, lengths: DecodingLengths, graphs: bool 
 
 
 def time_steps(engine: Engine, rows: int, lengths: DecodingLengths, settings: Settings) -> float:
-    """Time a decoding step of rows of equal length, in seconds."""
+    """Time one decoding step of a batch of equally long prompts, in seconds."""
     for ids in draw_prompts(engine.writer.vocab_size, [lengths.prompt] * rows, settings.seed):
         engine.add(Request(ids=ids, max_new_tokens=sum(lengths[1:]) + 2))
     with serving(engine.model):
@@ -160,7 +160,7 @@ def draw_prompts(vocab: int, lengths: list[int], seed: int) -> list[list[int]]:
 
 
 def describe_graphs(engine: Engine) -> dict[str, Any]:
-    """Count the steps that an engine recorded as CUDA graphs and their bytes, with the reason if it records none."""
+    """Count the CUDA graphs that an engine recorded and their bytes. If it records none, give the reason."""
     graphs = engine.passes.graphs
     if graphs is None:
         return {"steps": 0, "bytes": 0, "refusal": None}
@@ -168,7 +168,7 @@ def describe_graphs(engine: Engine) -> dict[str, Any]:
 
 
 def name_kernel(spec: Tower, engine: Engine) -> str:
-    """Name the attention kernel of an engine's decoding steps, in the first kind of layer."""
+    """Return the name of the attention kernel in an engine's decoding steps, for the first kind of layer."""
     by_page = {"lengths": True, "page": engine.store.page} if engine.store.paged else {}
     attention = next(iter(spec.blocks.values())).attention
     ask = attention.decode_ask("bfloat16", 1, short_q=True, causal=engine.store.paged, **by_page)
@@ -184,8 +184,8 @@ LOUD = 2.0  # standard deviation of weights, as a multiple of 1/√d_in
 
 
 def check_tokens(settings: Settings) -> ReportRow:
-    """Compare tokens generated in float32 for rows of different lengths with those of the engine on a CPU: on CUDA with
-    and without graphs; on a CPU with keys read by page table."""
+    """Compare float32 tokens of prompts of different lengths with those of the engine on a CPU. On CUDA they are
+    generated with and without graphs, on a CPU with a paged cache."""
     spec = load("llama-tiny", (*CHECKED, "max_seq_len=512"))
     prompts = draw_prompts(spec.vocab_size, list(PROMPTS), settings.seed)
     model = build_loud(spec, settings.seed)
@@ -215,13 +215,13 @@ def build_loud(spec: Tower, seed: int) -> Model:
 
 
 def generate_tokens(model: Model, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    """Generate greedy tokens for all prompts in one batch of the engine."""
+    """Generate NEW greedy tokens for each prompt, all in one batch of the engine."""
     engine = Engine(model.eval(), rows=len(prompts), tokens=max(PROMPTS) + NEW, reuse=False, **options)
     return run_prompts(engine, prompts, NEW)
 
 
 def run_prompts(engine: Engine, prompts: list[list[int]], new: int) -> list[list[int]]:
-    """Generate `new` greedy tokens for each prompt by an engine."""
+    """Generate `new` greedy tokens for each prompt with an engine."""
     tokens: dict[int, list[int]] = {engine.add(Request(ids=ids, max_new_tokens=new)): [] for ids in prompts}
     for event in engine.run():
         if event.token is not None:

@@ -27,22 +27,23 @@ LEAST, MOST = 5, 200  # timed calls
 STRETCH = 5  # LEAST calls may take up to STRETCH × `spend` seconds; of slower calls there are fewer
 
 QUICK_SIDES, SIDES = (64, 128, 256, 512), (4096, 8192)
-"""Sides of the timed square products. Libraries choose an algorithm by size, so a single size may miss the limit."""
+"""Sides of the timed square matrix products. Libraries choose an algorithm by size; a single size may miss the
+limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A device's measured limits: FLOP/s of square products by torch dtype, and the bytes per second of a copy, which
-    counts bytes read and bytes written."""
+    """A device's measured limits: FLOP/s of square products by torch dtype, and bytes per second of a copy (bytes read
+    plus bytes written)."""
 
     flops: dict[str, float]
     copy: float
 
 
 def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> float:
-    """Time a call: the median of as many calls as take `spend` seconds, at least LEAST and at most MOST, but fewer of
-    slow calls. On CUDA the time is between two events on the stream: the longer of the kernels' time and the time to
-    launch them."""
+    """Time a call: the median seconds of as many calls as fit in `spend` seconds, at least LEAST (fewer if calls are
+    slow) and at most MOST. On CUDA the time is between two events on the stream: the longer of kernel time and launch
+    time."""
     start = time.perf_counter()
     for _ in range(WARM):
         run()
@@ -63,7 +64,7 @@ def time_call(run: Callable[[], Any], device: str, *, spend: float = 0.2) -> flo
 def time_passes(
     run: Callable[..., Any], inputs: Sequence[Any], slopes: Sequence[Any], device: str, *, quick: bool
 ) -> dict[str, float]:
-    """Time a function of tensors in seconds: `forward` without gradients and, if gradients of its outputs are given
+    """Time a function of tensors in seconds: `forward` without gradients and, given the gradients of its outputs
     (`slopes`), `both` passes. With `slopes` the inputs require gradients afterwards."""
     spend = 0.01 if quick else 0.1
 
@@ -109,15 +110,15 @@ def synchronize(device: str) -> None:
 
 
 def measure_limits(device: str, *, quick: bool = False) -> Limits:
-    """Measure the FLOP/s of square products up to 8192 wide and the bytes per second of copying 1 GiB. With `quick`
-    products are up to 512 wide, and 64 MiB are copied."""
+    """Measure the FLOP/s of square products up to 8192 wide and the bytes per second of copying 1 GiB. With `quick`,
+    products are up to 512 wide and 64 MiB are copied."""
     names = {"float32": "fp32", "bfloat16": "bf16"}
     flops = {name: measure_products(dtype, device, quick=quick) for name, dtype in names.items()}
     return Limits(flops, measure_copy(device, quick=quick))
 
 
 def measure_copy(device: str, *, quick: bool = False) -> float:
-    """Measure a copy within the device's memory, in bytes per second; bytes read and bytes written both count."""
+    """Measure the bandwidth of a copy within the device's memory, in bytes read plus bytes written per second."""
     size = 64 << 20 if quick else 1 << 30
     a = torch.ones(size, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
@@ -125,8 +126,8 @@ def measure_copy(device: str, *, quick: bool = False) -> float:
 
 
 def measure_products(dtype: str, device: str, *, quick: bool = False) -> float:
-    """Measure the fastest square product in FLOP/s, for a dtype by its name in a data sheet: fp32, tf32, bf16, fp16 or
-    fp8 (E4M3, accumulated in float32, to bfloat16)."""
+    """Measure the FLOP/s of the fastest square product. `dtype` is named as in a data sheet: fp32, tf32, bf16, fp16 or
+    fp8 (E4M3, accumulated in float32, output in bfloat16)."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     try:
@@ -152,7 +153,7 @@ def _product_rate(side: int, name: str, device: str) -> float:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Describe the device, the versions of packages, and the commit."""
+    """Return the device's description, the versions of packages, and zoo's commit."""
     import zoo
 
     found: dict[str, Any] = {"device": device, "name": name_device(device)}

@@ -1,7 +1,7 @@
-"""Look at a machine's NVIDIA GPUs in about a minute (`zoo doctor --gpu`): do the attention packages run, are copies and
-products as fast as the data sheet says, and do the GPUs reach one another.
+"""Test a machine's NVIDIA GPUs in about a minute (`zoo doctor --gpu`): whether the attention packages run, whether
+copies and matrix products are as fast as the data sheet says, and whether the GPUs reach one another.
 
-Each kernel and each group of rates has a process of its own, so that a broken package costs a row.
+Each kernel and each group of rates has its own process: a broken package costs only its own row of the report.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zoo.run.cuda_start import refuse_unusable_gpu
 from zoo.run.environment import find_version
 
 MINUTE = 60.0
-"""Seconds after which no part begins, and a part that still runs is stopped."""
+"""Default time limit in seconds. After it no part begins, and a running part is stopped."""
 
 KERNELS = {
     "sdpa": None,
@@ -45,18 +45,18 @@ KERNELS = {
     "flex": "triton",
     "triton": "triton",
 }
-"""The attention kernels that are tried, with the package of each; None for those in torch."""
+"""The attention kernels that are tried, each with its package; None for those in torch."""
 
 READS_PAGES = "triton"
-"""The kernel that is tried on a paged cache, which it reads for `zoo generate` where flash-attn is missing."""
+"""The kernel that is tried on a paged cache. `zoo generate` uses it for paged caches if flash-attn is missing."""
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
 
 SIZES, QUICK_SIZES = (1 << 20, 1 << 24, 1 << 28), (1 << 12, 1 << 16)
-"""Bytes of the tensors that are all-reduced."""
+"""Sizes of the all-reduced tensors, in bytes."""
 
 LEAST = 0.6
-"""The share of the data sheet's rate below which the report says what to look at."""
+"""Least fraction of the data sheet's rate. Below it the report says what to look at."""
 
 WIDTH = 120
 
@@ -64,8 +64,8 @@ WIDTH = 120
 def look(
     device: str = "cuda", *, gpus: int | None = None, quick: bool = False, seconds: float = MINUTE
 ) -> dict[str, Any]:
-    """Measure everything, and return it as plain data. `quick` and the device `cpu`, over `gpus` processes, try this in
-    small on a machine without a GPU. Raises ConfigError if there is no NVIDIA device that torch can use."""
+    """Test the GPUs and return the findings as plain data. The device `cpu`, with `quick` and a number of processes as
+    `gpus`, runs a small version without a GPU. Raises ConfigError if there is no NVIDIA device that torch can use."""
     if device == "cuda":
         require_gpu()
     count = gpus or torch.cuda.device_count()
@@ -79,7 +79,7 @@ def look(
 
 
 def read_nccl_version() -> str:
-    """Read the version of NCCL that torch is linked with."""
+    """Return the version of NCCL that torch is linked with."""
     from torch.cuda import nccl
 
     return ".".join(map(str, nccl.version()))
@@ -120,7 +120,7 @@ def _measure_rate(dtype: str, device: str, quick: bool) -> ReportRow:
 
 
 def list_trials(settings: Settings, *, kernel: str) -> list[Measurement]:
-    """List the one call of a kernel, forward and if it has one backward, that is compared with eager attention."""
+    """List the single call of a kernel that is compared with eager attention, forward and (if it has one) backward."""
     case = find_case("pages of 16" if kernel == READS_PAGES else "causal")
     return [Measurement(kernel, partial(check_case, kernel, case, "bfloat16", settings))]
 
@@ -132,7 +132,7 @@ def list_links(settings: Settings, *, count: int) -> list[Measurement]:
 
 
 def time_peer_copy() -> ReportRow:
-    """Time a copy from GPU 0 to GPU 1, in bytes per second, and tell whether they reach each other's memory."""
+    """Time a copy from GPU 0 to GPU 1, in bytes per second, and say whether the GPUs can access each other's memory."""
     a = torch.ones(SIZES[-1], dtype=torch.uint8, device="cuda:0")
     b = torch.empty_like(a, device="cuda:1")
     rate = len(a) / time_call(lambda: b.copy_(a), "cuda")
@@ -140,8 +140,8 @@ def time_peer_copy() -> ReportRow:
 
 
 def time_all_reduce(settings: Settings, count: int) -> ReportRow:
-    """Time an all-reduce over `count` processes, one a GPU, by NCCL (gloo on a CPU). `rate` by size is the bus
-    bandwidth of nccl-tests, 2·(n − 1)/n × bytes ÷ seconds, which a link's rate bounds."""
+    """Time an all-reduce over `count` processes, one per GPU, with NCCL (gloo on a CPU). `rate`, by size in bytes, is
+    the bus bandwidth as in nccl-tests, 2·(n − 1)/n × bytes ÷ seconds. It cannot exceed the link's rate."""
     from torch.multiprocessing.spawn import spawn
 
     sizes = QUICK_SIZES if settings.quick else SIZES
@@ -179,7 +179,7 @@ def _reduce(rank: int, count: int, device: str, sizes: tuple[int, ...], folder: 
 
 
 def format_findings(found: Mapping[str, Any]) -> str:
-    """Format the findings as a page: the machine, kernels, rates, links, and what to do."""
+    """Format the findings as text: the machine, kernels, rates, links, and advice."""
     blocks = [_describe(found), _list_kernels(found), _list_rates(found), _list_links(found)]
     todo = list(advise(found))
     blocks += [["To do", *(wrap_text(each, 2, 4, WIDTH) for each in todo)] if todo else ["Nothing to do."]]
@@ -241,7 +241,7 @@ def _list_links(found: Mapping[str, Any]) -> list[str]:
 
 
 def advise(found: Mapping[str, Any]) -> Iterator[str]:
-    """Say what to install, and what to look at, a line each."""
+    """Yield advice on what to install and what to look at, one line each."""
     for row in found["kernels"]:
         package = KERNELS[row["name"]]
         refusal = row.get("refused", "")

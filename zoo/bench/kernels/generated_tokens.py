@@ -1,6 +1,7 @@
 # T tokens, V vocabulary
-"""Check the engine of `zoo generate` from end to end on a device: the tokens of five architectures in bfloat16, with
-paged caches, CUDA graphs, rows of other lengths and speculation, against one full forward pass without a cache."""
+"""Check the engine of `zoo generate` from end to end on a device. Five architectures generate in bfloat16, with paged
+caches, CUDA graphs, prompts of different lengths and speculation. The tokens are compared with one full forward pass
+without a cache."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 TIMES = 4.0
-"""How many times the error of a bfloat16 forward pass a chosen token's logit may lie below the largest one."""
+"""Allowed gap between a chosen token's logit and the largest one, in multiples of a bfloat16 forward pass's error."""
 
 ACCOUNTING = (
     "tokens: random weights, loud enough that one key too many changes the tokens; greedy, in bfloat16, five rows of "
@@ -36,7 +37,7 @@ def list_jobs(settings: Settings) -> list[Measurement]:
 
 
 def check_model(settings: Settings, name: str) -> ReportRow:
-    """Generate in each way, and compare each token with the logits of a full forward pass."""
+    """Generate in each way, and compare each token with the logits of a full forward pass. The row has the faults."""
     spec = load(name, ())
     exact = build_loud(spec, settings.seed).to(settings.device).eval()
     model = build_loud(spec, settings.seed).to(settings.device).bfloat16().eval()
@@ -64,15 +65,15 @@ def check_model(settings: Settings, name: str) -> ReportRow:
 
 @torch.inference_mode()
 def measure_gap(exact: Model, model: Model, prompt: list[int], tokens: list[int]) -> float:
-    """Return how far below the largest logit a chosen token's logit lies at most in a full float32 pass, in multiples
-    of the largest error of a full bfloat16 pass."""
+    """Return the largest gap between the largest logit and the chosen token's in a full float32 pass, in multiples of
+    the largest error of a full bfloat16 pass."""
     wanted, rounded = (find_logits(each, prompt, tokens) for each in (exact, model))
     chosen = wanted.gather(1, torch.tensor(tokens, device=wanted.device)[:, None])[:, 0]
     return float((wanted.amax(1) - chosen).max() / (rounded - wanted).abs().max())
 
 
 def find_logits(model: Model, prompt: list[int], tokens: list[int]) -> Tensor:
-    """Compute the logits [T, V] that each of the `tokens` was chosen from, in one pass without a cache."""
+    """Compute the logits [T, V] from which `tokens` [T] were chosen, in one pass without a cache."""
     device = next(model.parameters()).device
     if model.spec.kind == "decoder":
         ids = torch.tensor([prompt + tokens[:-1]], device=device)

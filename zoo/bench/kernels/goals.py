@@ -1,4 +1,4 @@
-"""State the goals of a GPU's report beside what was measured: training, decoding, and vLLM's rate."""
+"""Compare a GPU report with its goals: MFU of training, bandwidth of decoding, and vLLM's rate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from zoo.bench.kernels import decoding, mesh_runs, vllm
 
 MFU = {"Llama 1.2 B": 0.45}
-"""The MFU that training a model on one H100 aims at."""
+"""Goal for the MFU of training on one H100, by model."""
 
 
 class Goal(NamedTuple):
-    """A goal: what it counts, the figure (None: not measured), the least that meets it, and whether both are shares."""
+    """A goal: its name, the measured figure (None: not measured), the least figure that meets it, and whether both are
+    fractions."""
 
     name: str
     figure: float | None
@@ -21,12 +22,12 @@ class Goal(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Whether the goal is met: met, missed, or not measured."""
+        """The outcome: met, missed, or not measured."""
         return "not measured" if self.figure is None else "met" if self.figure >= self.least else "missed"
 
 
 def list_goals(report: Mapping[str, Any]) -> Iterator[Goal]:
-    """List the goals of a report. A quick one has none: its sizes are not those of the goals."""
+    """Yield the goals of a report. A quick report has none: the goals are for the full sizes."""
     if report["quick"]:
         return
     for model, least in MFU.items():

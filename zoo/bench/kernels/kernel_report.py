@@ -34,7 +34,7 @@ WIDTH = 120
 
 
 def check_place(out: str | None, device: str, quick: bool) -> Path | None:
-    """Check the path of --out: a file, or a folder. Raises ConfigError for a missing folder, and for a quick run in the
+    """Check the path of --out, a file or a folder. Raises ConfigError for a missing folder, and for a quick run in the
     folder of published results."""
     if out is None:
         return None
@@ -54,13 +54,13 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
 
 
 def name_file(report: Mapping[str, Any]) -> str:
-    """Name a report's file by date and device: `2026-11-25-nvidia-h100-80gb-hbm3.json`."""
+    """Return a report's file name, from date and device: `2026-11-25-nvidia-h100-80gb-hbm3.json`."""
     card = re.sub(r"[^a-z0-9]+", "-", report["machine"]["name"].lower()).strip("-")
     return f"{report['date'][:10]}-{card}.json"
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Format the report as strict JSON, which has no NaN or infinity: these become strings."""
+    """Format the report as strict JSON. NaN and infinity become strings, because JSON has neither."""
     return json.dumps(_finite(report), indent=1, allow_nan=False)
 
 
@@ -76,7 +76,6 @@ def _finite(node: object) -> Any:
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """Format the whole report as one page of text."""
     parts = (_head, _goals, _runs, _errors, _speed, _page_reads, _models, _pieces, _left_out, _failures)
     blocks = [list(part(report)) for part in parts]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -99,7 +98,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
 
 
 def _goals(report: Mapping[str, Any]) -> list[str]:
-    """List the goals beside what was measured, and say which were missed."""
+    """List the goals with the measured figures, and say which were missed."""
     rows = [("goals", "measured", "goal", "")]
     for goal in list_goals(report):
         measured = "-" if goal.figure is None else _format_goal(goal, goal.figure)
@@ -112,7 +111,7 @@ def _format_goal(goal: Goal, figure: float) -> str:
 
 
 def _runs(report: Mapping[str, Any]) -> list[str]:
-    """List whole runs and generated tokens, a line each."""
+    """List training runs and generated tokens, a line each."""
     rows = []
     for row in (*report["runs"], *report["tokens"], *report["meshes"]):
         told = [f"loss {row['first']:.2f} to {row['last']:.2f}"] if "first" in row else []
@@ -127,7 +126,8 @@ def _runs(report: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
-    """List one line per kernel: cases by state, and each pass' largest error as a multiple of the allowed error."""
+    """List one line per kernel: cases by state, and for each pass the largest error as a multiple of the allowed
+    error."""
     by_kernel: dict[str, list[ReportRow]] = {}
     for row in report["errors"]:
         by_kernel.setdefault(row.get("kernel", row["name"].partition(":")[0].removeprefix("errors ")), []).append(row)
@@ -154,7 +154,7 @@ def _worst(rows: list[ReportRow], way: str) -> str:
 
 
 def _speed(report: Mapping[str, Any]) -> list[str]:
-    """List FLOP/s by length at the widest heads, forward and in both passes, then the speedup by a window."""
+    """List FLOP/s by sequence length at the widest heads, forward and in both passes, then the speedup by a window."""
     rates = [row for row in report["speed"] if "flops_per_second" in row.get("forward", {})]
     if not rates:
         return []
@@ -185,7 +185,8 @@ PASSES = {"forward": "forward", "both": "forward and backward"}
 
 
 def _page_reads(report: Mapping[str, Any]) -> list[str]:
-    """List the microseconds of a decoding step's attention from pages, by kernel and layer, with the share of copy."""
+    """List the attention time of a decoding step from a paged cache, in microseconds, by kernel and layer, with the
+    fraction of copy bandwidth."""
     found = {(row["kernel"], row["layer"]): row for row in report["speed"] if "seconds" in row and "layer" in row}
     layers = list(dict.fromkeys(layer for _, layer in found))
     rows = [("decoding from pages, µs (share of copy)", *layers)]
@@ -219,7 +220,7 @@ def _models(report: Mapping[str, Any]) -> list[str]:
 
 
 def _decoding(row: ReportRow, rows: list[ReportRow]) -> Iterator[str]:
-    """Format one row of decoding: the check of equal tokens, a timed model, or vLLM's row."""
+    """Format one row of decoding: the comparison of tokens, a timed model, or vLLM's rate."""
     if "ways" in row and row["passed"]:
         yield f"decode in float32, {' and '.join(row['ways'])}: the tokens are those of a CPU"
     if "tokens_per_second" not in row:

@@ -1,7 +1,8 @@
-"""Check `zoo train` on several GPUs: ten steps of every mesh beside one GPU's losses, checkpoints of each form, a
-killed process, and the MFU of an 8 B model.
+"""Check `zoo train` on several GPUs: ten steps of every mesh compared with one GPU's losses, each form of checkpoint, a
+killed process, and the MFU of an 8B model.
 
-Each run is a command of its own, started as a user starts it (launcher=torchrun), so that one that hangs costs a row.
+Each run is a command of its own, started as a user starts it (launcher=torchrun): a run that hangs costs one row of the
+report.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ from zoo.runs import METRICS, read_lines
 STEPS = 10
 
 NEAR = 1e-3
-"""The most by which a mesh's losses may differ from those of one GPU in float32, in nats."""
+"""Allowed difference between the float32 losses of a mesh and of one GPU, in nats."""
 
 SOON = 30.0 + 15.0
-"""Seconds within which all processes must have ended after one was killed. A process that waits in CUDA for a dead one
-does not see SIGTERM; torchrun then waits 30 seconds, whatever its shutdown timeout, before SIGKILL (torch 2.13)."""
+"""Seconds within which all processes must end after one was killed. A process that waits in CUDA for a dead one does
+not see SIGTERM; torchrun then waits 30 seconds, whatever its shutdown timeout, before SIGKILL (torch 2.13)."""
 
 PATIENCE = 120.0
-"""Seconds for one run."""
+"""Time limit of one run, in seconds."""
 
 FORMS = ("whole", "sharded", "async")
 
 TENSOR = 2
-"""Processes that share a model that generates: as many as divide the tiny model's heads."""
+"""Processes of tensor-parallel generation. The number divides the tiny model's heads."""
 
 TEXTS = ("a", "the quick brown fox", "def main(argument, other): return argument + other")
 
@@ -58,16 +59,16 @@ LARGE = (
     *("model=llama3-8b", "data.tokenizer.kind=byte", "seq_len=4096", "data.max_bytes=20000000", "parallel=fsdp"),
     *("eval_every=null", "save_every=null", "sample=null", "steps=1000"),
 )
-"""A run that is ended before it saves: its checkpoint would be of 96 GB."""
+"""Options of the large run. It is ended before it saves, because its checkpoint would take 96 GB."""
 
 LARGE_SECONDS, LARGE_GPUS = 400.0, 8
-"""Seconds within which the large run must have its timed steps, and the least GPUs that hold it."""
+"""Seconds within which the large run must finish its timed steps, and the least number of GPUs that can hold it."""
 
 WARM, TIMED = 10, 30
 """Untimed and timed steps of the large run."""
 
 GOAL = 0.42
-"""The MFU that the large run over eight H100 aims at."""
+"""Goal for the MFU of the large run, over eight H100."""
 
 
 ACCOUNTING = (
@@ -80,7 +81,8 @@ ACCOUNTING = (
 
 
 def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
-    """List the meshes of `gpus` processes, the forms of a checkpoint, a killed process, and generation over two."""
+    """List the jobs over `gpus` processes: each mesh, each form of checkpoint, a killed process; and generation over
+    two."""
     names = [name for name in list_meshes(gpus) if settings.device != "cpu" or "async" not in name]
     jobs = [(name, partial(train_mesh, settings, gpus, name)) for name in names]
     jobs += [(f"save {form}, and go on", partial(resume_half, settings, gpus, form)) for form in FORMS]
@@ -90,14 +92,13 @@ def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
 
 
 def list_large_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
-    """List the run of an 8 B model, a part of its own: meshes that hang take no time from it."""
+    """List the run of an 8B model. It is a part of its own, so that a mesh that hangs takes no time from it."""
     return [Measurement(f"train Llama 3 8B over {gpus}", partial(time_large, gpus))]
 
 
 def list_meshes(gpus: int) -> dict[str, str]:
-    """List meshes of this many processes: a name, and the value of `parallel`. On two processes each kind of
-    parallelism is alone; on more it is combined with sharding. Multiples of four add hybrid sharding and combinations
-    of two kinds."""
+    """Return meshes of this many processes as name → value of `parallel`. On two processes each kind of parallelism is
+    alone; on more it is combined with sharding. Multiples of four add hybrid sharding and combinations of two kinds."""
     rest = gpus // 2
     found = {"ddp": "ddp", "fsdp": "fsdp", "tp": f"{{shard: {rest}, tp: 2}}", "ep": "ep"}
     found |= {"cp": f"{{shard: {rest}, cp: 2}}", "cp ring": f"{{shard: {rest}, cp: 2, cp_comm: ring}}"}
@@ -130,8 +131,8 @@ def train_mesh(settings: Settings, gpus: int, name: str) -> ReportRow:
 
 @cache
 def train_alone(settings: Settings, gpus: int, model: str) -> tuple[float, ...]:
-    """Train with one process, once for all meshes; return the losses. A microbatch has as many rows as there are `gpus`
-    processes, because experts are balanced within a microbatch."""
+    """Train on one process, once for all meshes; return the losses. A microbatch has `gpus` sequences, as many as the
+    mesh trains at once, because experts are balanced within a microbatch."""
     with tempfile.TemporaryDirectory() as folder:
         fault = run_zoo(settings, 1, Path(folder, "run"), f"model={model}", f"accumulate={gpus}")
         if fault is not None:
@@ -140,7 +141,7 @@ def train_alone(settings: Settings, gpus: int, model: str) -> tuple[float, ...]:
 
 
 def resume_half(settings: Settings, gpus: int, form: str) -> ReportRow:
-    """Save half-way, resume, and compare the losses with those of one process."""
+    """Save half-way in this form of checkpoint, resume, and compare the losses with those of one process."""
     model, half = MODELS["dense"], STEPS // 2
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
@@ -152,7 +153,7 @@ def resume_half(settings: Settings, gpus: int, form: str) -> ReportRow:
 
 
 def kill_one(settings: Settings, gpus: int) -> ReportRow:
-    """Kill a process of a run that saves at every other step, see how the others end, and resume the run."""
+    """Kill a process of a run that saves at every other step, check how the others end, and resume the run."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         options = (f"model={MODELS['dense']}", "parallel=fsdp", "steps=100000", "save_every=2")
@@ -183,7 +184,7 @@ def list_leftovers(run: Path) -> list[str]:
 
 
 def generate_apart(settings: Settings) -> ReportRow:
-    """Generate with `zoo generate --tp`, on GPUs by CUDA graphs that hold NCCL's collectives, and compare each token
+    """Generate with `zoo generate --tp` (on GPUs with CUDA graphs that hold NCCL's collectives). Compare each token
     with the logits of a full forward pass of the whole model, as `zoo.bench.kernels.generated_tokens` does."""
     spec, tokenizer = load(MODELS["dense"], ("vocab_size=257",)), make_byte_tokenizer()
     exact = build_loud(spec, settings.seed).to(settings.device).eval()
@@ -203,7 +204,7 @@ def generate_apart(settings: Settings) -> ReportRow:
 
 
 def time_large(gpus: int) -> ReportRow:
-    """Measure the MFU of an 8 B model with the defaults, and end the run before it saves."""
+    """Measure the MFU of an 8B model with the default settings, and end the run before it saves."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         options = (*LARGE, f"batch_size={2 * gpus}", f"hydra.run.dir={run}", "device=cuda")
@@ -216,7 +217,8 @@ def time_large(gpus: int) -> ReportRow:
 
 
 def compare(losses: Sequence[float], wanted: Sequence[float], fault: str | None) -> ReportRow:
-    """Judge a run by its losses."""
+    """Compare a run's losses with those `wanted`. The row passes if they differ by at most NEAR and there is no
+    `fault`."""
     if fault is not None or len(losses) != len(wanted):
         return judge({}, [fault or f"has {len(losses)} losses of {len(wanted)}"])
     gaps = [abs(a - b) for a, b in zip(losses, wanted, strict=True)]
@@ -235,17 +237,18 @@ def list_options(settings: Settings, folder: Path) -> tuple[str, ...]:
 
 
 def run_zoo(settings: Settings, gpus: int, folder: Path, *options: str) -> str | None:
-    """Run a small `zoo train` over processes; return the last line of its error output, or None if it succeeded."""
+    """Run a small `zoo train` over `gpus` processes. Return the last line of its error output, or None if it
+    succeeded."""
     return call_zoo(gpus, *list_options(settings, folder), *options)
 
 
 def call_zoo(gpus: int, *options: str) -> str | None:
-    """Run `zoo train` to its end; return the last line of its error output, or None if it succeeded."""
+    """Run `zoo train` to its end. Return the last line of its error output, or None if it succeeded."""
     return call(make_command(gpus, *options))
 
 
 def call(command: list[str]) -> str | None:
-    """Run a command to its end; return the last line of its error output, or None if it succeeded."""
+    """Run a command to its end. Return the last line of its error output, or None if it succeeded."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -254,14 +257,14 @@ def call(command: list[str]) -> str | None:
 
 
 def make_command(gpus: int, *options: str) -> list[str]:
-    """Make the command of a training run over `gpus` processes of this machine."""
+    """Make the command of a training run over `gpus` processes on this machine."""
     launcher = [] if gpus == 1 else ["launcher=torchrun", f"nproc={gpus}"]
     return [sys.executable, "-m", "zoo", "train", *options, *launcher]
 
 
 @contextmanager
 def started(gpus: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a training run in the background, and kill all of its processes at the end."""
+    """Start a training run in the background. On exit, kill all of its processes."""
     from torch.multiprocessing import _prctl_pr_set_pdeathsig as end_with_parent  # type: ignore[attr-defined]
 
     command = make_command(gpus, *options)
@@ -281,14 +284,14 @@ def started(gpus: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def find_workers(parent: int) -> list[int]:
-    """List the children of a process, those of a launcher's ranks in order of their start. Linux only."""
+    """List the process ids of a process's children; for a launcher, its ranks in order of their start. Linux only."""
     with suppress(FileNotFoundError):
         return [int(each) for each in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     return []
 
 
 def wait_until(launched: subprocess.Popen[bytes], happened: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Wait until something has happened in a run. Raises RuntimeError if the run ends or takes too long before that."""
+    """Wait until `happened()` is true. Raises RuntimeError if the run ends first or `seconds` pass."""
     until = time.monotonic() + seconds
     while not happened():
         if launched.poll() is not None or time.monotonic() > until:
@@ -297,7 +300,7 @@ def wait_until(launched: subprocess.Popen[bytes], happened: Callable[[], bool], 
 
 
 def read_losses(run: Path) -> tuple[float, ...]:
-    """Read the losses that a run has written until now."""
+    """Read the losses that a run has written so far."""
     if not (run / METRICS).is_file():
         return ()
     found = []

@@ -1,5 +1,5 @@
 # B rows, S keys of a row, P pages of a row, H heads, K kv heads, C and Cv widths of keys and values
-"""Time each kernel's attention of a decoding step over a paged cache, beside the bandwidth of a copy."""
+"""Time the attention of a decoding step over a paged cache, by kernel, relative to the bandwidth of a copy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from zoo.lazy import torch
 
 
 class DecodedLayer(NamedTuple):
-    """The attention of a decoding step: B rows of one query each over S keys, in bfloat16. With Cv below C the values
-    are the keys' first channels (MLA's latents)."""
+    """The attention of a decoding step in bfloat16: B sequences with one query each, over S keys. With Cv < C the
+    values are the keys' first channels (MLA's latents)."""
 
     name: str
     rows: int
@@ -47,9 +47,9 @@ def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
 
 
 def time_layer(kernel: str, layer: DecodedLayer, settings: Settings) -> ReportRow:
-    """Time a layer's attention, and compute the achieved fraction of copy bandwidth: bytes of keys and values, read
+    """Time a layer's attention and compute the achieved fraction of copy bandwidth: bytes of keys and values, read
     once, ÷ seconds ÷ bandwidth. If the kernel is not timed, the row has the reason instead. A kernel that cannot read
-    pages in place first copies each row's keys, and the copies count."""
+    pages in place copies each sequence's keys first; the time includes these copies."""
     row: ReportRow = {"kernel": kernel, "layer": layer.name, "rows": layer.rows, "keys": layer.keys}
     machine, widths = machine_of(torch.device(settings.device)), (layer.width, layer.v_width)
     ask = AttentionQuery("bfloat16", *widths, layer.heads, layer.kv_heads, lengths=True, short_q=True)

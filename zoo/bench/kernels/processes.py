@@ -1,4 +1,4 @@
-"""Run measurements in separate processes, so that a crash or a hang costs one row.
+"""Run measurements in separate processes: a crash or a hang costs one row of the report.
 
 A process that hangs is stopped at its time limit. The rows measured until then are kept.
 """
@@ -20,15 +20,17 @@ from zoo.bench.kernels.device_timing import Limits, synchronize
 from zoo.lazy import torch
 
 ReportRow = dict[str, Any]
-"""Figures by name. A row without figures has "refused", "left_out" or "raised", with the reason."""
+"""One row of the report: figures by name. A row without figures has "refused", "left_out" or "raised", with the
+reason."""
 
 LEAST = 2.0
-"""Seconds that must be left for starting a process to be worthwhile."""
+"""Least remaining time, in seconds, for which a process is still started."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of all measurements. `quick` uses sizes for a CPU; `limits` are the device's, once measured."""
+    """The settings of all measurements. `quick` uses sizes for a CPU. `limits` are the device's, None before they are
+    measured."""
 
     device: str
     quick: bool = False
@@ -44,8 +46,8 @@ class Measurement(NamedTuple):
 
 
 class CheckPart(NamedTuple):
-    """Measurements that share a process, and its time limit in `seconds`. With `beside`, parts of the same name run at
-    the same time; such parts measure no speed."""
+    """Measurements that share a process, and their time limit in `seconds`. With `beside`, parts of the same name run
+    at the same time; such parts measure no speed."""
 
     name: str
     jobs: Callable[[Settings], list[Measurement]]
@@ -61,8 +63,8 @@ def run_together(parts: Sequence[CheckPart], settings: Settings, until: float) -
 
 
 def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportRow]:
-    """Run a part in its own process until time.monotonic() reaches `until`. Return a row for each of its jobs, or one
-    row with the reason if no job could begin."""
+    """Run a part in its own process, at most until time.monotonic() reaches `until`. Return a row for each of the
+    part's jobs, or one row with the reason if no job could begin."""
     if until - time.monotonic() < LEAST:
         return [{"name": part.name, "left_out": "the check's time was over"}]
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -88,8 +90,8 @@ def run_apart(part: CheckPart, settings: Settings, until: float) -> list[ReportR
 
 
 def collect_rows(name: str, told: Sequence[Any], why: str) -> list[ReportRow]:
-    """Complete the rows that a process sent. The process sends the names of all jobs first, so that each job without a
-    row gets one with the reason."""
+    """Return the rows that a process sent, and a row with the reason (`why`) for each job without one. The process
+    sends the names of all jobs first."""
     if not told:
         return [{"name": name, "raised": f"nothing was measured: {why}"}]
     names, *rows = told
@@ -121,7 +123,8 @@ def serve_jobs(pipe: Connection, part: CheckPart, settings: Settings) -> None:
 
 
 def attempt_job(run: Callable[[], ReportRow], device: str) -> ReportRow:
-    """Run a job and return its row, or the exception that it raised; "lost" means that the device does not answer."""
+    """Run a job and return its row, or a row with the exception that it raised. "lost" means that the device does not
+    answer."""
     try:
         found = run()
         synchronize(device)

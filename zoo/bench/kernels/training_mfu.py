@@ -41,18 +41,18 @@ ACCOUNTING = (
     "float32 weights, each layer compiled"
 )
 CONVENTIONS = ("exact", "palm", "megatron")
-"""Conventions of zoo.costs.flops."""
+"""Conventions of counting FLOPs, from zoo.costs.flops."""
 
 MOST_ROWS = 32
 SHARE = 0.8
-"""The fraction of free memory that a training step may take, by the price of zoo.costs."""
+"""Fraction of free memory that a training step may take, as estimated by zoo.costs."""
 
 WARM, LEAST, SPEND = 3, 5, 5.0
-"""Untimed steps, the least number of timed steps, and seconds for all timed steps."""
+"""Number of untimed steps, least number of timed steps, and seconds for all timed steps."""
 
 
 class TrainedModel(NamedTuple):
-    """A model: its name in the report, its packaged name `of`, overrides, and the tokens of a row (`length`)."""
+    """A model: its name in the report, its packaged name `of`, overrides, and the tokens per sequence (`length`)."""
 
     name: str
     of: str
@@ -103,7 +103,7 @@ def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
 
 
 def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> dict[str, Any]:
-    """Compute FLOPs per token and MFU by convention, relative to the datasheet's FLOP/s (if known) and to the measured
+    """Compute FLOPs per token and MFU by convention, relative to the data sheet's FLOP/s (if known) and to the measured
     FLOP/s.
 
     The measured peak is the fastest dtype's. If the exact MFU at a peak is above 1, the peak must be wrong, and all
@@ -120,7 +120,7 @@ def compute_mfu(spec: Priced, length: int, rate: float, settings: Settings) -> d
 
 
 def predict_seconds(spec: Priced, rows: int, length: int, settings: Settings) -> float | None:
-    """Predict the seconds of a step by zoo.costs.step_time; None for a device without a data sheet."""
+    """Predict the seconds of a training step by zoo.costs.step_time. None for a device without a data sheet."""
     card = of_device(name_device(settings.device))
     if card is None:
         return None
@@ -129,7 +129,7 @@ def predict_seconds(spec: Priced, rows: int, length: int, settings: Settings) ->
 
 
 def fit_rows(spec: Priced, length: int, free: int | None) -> int:
-    """Choose the rows of a batch: the largest power of two up to MOST_ROWS that fits by zoo.costs, at least 1."""
+    """Choose the batch size: the largest power of two up to MOST_ROWS whose memory fits by zoo.costs, at least 1."""
     setup = {"context": length, "precision": "bf16", "fused_optimizer": True, "chunked_loss": True}
     rows = MOST_ROWS
     while rows > 1 and price(spec, batch=rows, **setup)["memory"]["train_peak"] > SHARE * (free or 0):
@@ -138,7 +138,7 @@ def fit_rows(spec: Priced, length: int, free: int | None) -> int:
 
 
 def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable[[], None]:
-    """Make a training step on random tokens, built from the functions of the training loop."""
+    """Make a training step on random tokens from the functions of the training loop."""
     device = next(model.parameters()).device
     ids = torch.randint(model.spec.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None)
@@ -157,7 +157,7 @@ def make_step(model: Any, rows: int, length: int, *, compiled: bool) -> Callable
 
 
 def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -> float:
-    """Time a step: the mean of at least `least` consecutive steps that take at least `spend` seconds."""
+    """Return the mean seconds of a step, over at least `least` consecutive steps that take at least `spend` seconds."""
     steps, start = 0, time.perf_counter()
     while True:
         for _ in range(least):
@@ -170,7 +170,7 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
 
 
 def name_kernel(spec: Tower, length: int, device: torch.device, *, grad: bool = True) -> str:
-    """Name the kernel that `auto` chooses in a causal pass, for the attention of the first kind of layer."""
+    """Return the kernel that `auto` chooses for causal attention in the first kind of layer."""
     attention = next(iter(spec.blocks.values())).attention
     ask: AttentionQuery | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})
     return "none" if ask is None else select(ask, machine_of(device)).name

@@ -1,4 +1,5 @@
-"""Time vLLM's decoding for comparison, if it is installed: the same shape, prompts and lengths, random weights."""
+"""Time vLLM's decoding for comparison, if it is installed. Shape, prompts and lengths are the same; the weights are
+random."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from zoo.run.environment import find_version
 MISSING = "vllm is not installed (pip install vllm)"
 
 LEAST = 1.0
-"""The goal: our tokens/s over vLLM's for a batch."""
+"""Goal for zoo's tokens/s ÷ vLLM's, at the same batch size."""
 
 TIMES = 2
-"""Runs of each length; the fastest counts."""
+"""Runs of each length. The fastest counts."""
 
 
 def list_jobs(settings: Settings) -> list[Measurement]:
-    """List one job per number of rows, for the largest model."""
+    """List one job per batch size, for the largest model."""
     model = (QUICK_MODELS if settings.quick else MODELS)[-1]
     return [
         Measurement(f"decode {model.name}, {count_rows(rows)}, vLLM", partial(time_vllm, model, rows, settings))
@@ -35,7 +36,8 @@ def list_jobs(settings: Settings) -> list[Measurement]:
 
 
 def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
-    """Measure vLLM's tokens/s from the difference of two runs, one with `timed` more tokens per row."""
+    """Measure vLLM's tokens/s from the difference of two runs. The second generates `WHOLE.timed` more tokens per
+    prompt."""
     if (version := find_version("vllm")) is None:
         return {"left_out": MISSING}
     if settings.device != "cuda" or settings.quick:
@@ -51,7 +53,7 @@ def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
 
 @lru_cache(maxsize=1)
 def _start(model: DecodedModel, seed: int) -> Any:
-    """Start vLLM in this process with a model of this shape, and random weights from a config.json alone."""
+    """Start vLLM in this process, with a model of this shape and random weights, from a config.json alone."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
     from vllm import LLM  # type: ignore[import-not-found]
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from zoo.training.result import TrainingResult
 
 NEAR = 0.2
-"""The most by which the last loss of a run in fewer bits may lie above that of float32, in nats."""
+"""Allowed excess of a run's last loss over that of float32, in nats."""
 
 SAME = 0.02
-"""The most by which a resumed run's losses may differ from those of an uninterrupted one: on CUDA, sums that several
-threads add to are rounded anew each time."""
+"""Allowed difference between the losses of a resumed run and of an uninterrupted one, in nats. On CUDA, atomic sums are
+rounded differently each time."""
 
 ACCOUNTING = (
     "runs: packaged tiny models on Python's standard library. A run passes if its loss falls by 0.1 nats, and if it "
@@ -37,13 +37,13 @@ MODELS = {
     "hybrid": "qwen3-next-tiny",
     "encoder-decoder": "t5-tiny",
 }
-"""A packaged model of each architecture, by the name in the report."""
+"""A packaged model of each architecture, by its name in the report."""
 
 CHANGES = (
     *("precision=bf16_master", "precision=bf16_pure", "precision=fp8_tensorwise", "precision=fp8_rowwise"),
     *("offload=states", "recompute=full", "compile=true"),
 )
-"""Settings that each change the default run, and hardly its losses."""
+"""Overrides that each change one setting of the default run. They should hardly change its losses."""
 
 SIZES = (
     "batch_size=8",
@@ -56,7 +56,7 @@ SIZES = (
 
 
 def list_jobs(settings: Settings) -> list[Measurement]:
-    """List the runs, first the one with the defaults, on which the others build."""
+    """List the runs. The first uses the defaults; the others change it."""
     jobs = [(f"train {name}", partial(train_model, settings, model)) for name, model in MODELS.items()]
     jobs += [(f"train dense, {change}", partial(train_changed, settings, change)) for change in CHANGES]
     jobs += [("save, and go on", partial(resume_half, settings))]
@@ -85,7 +85,7 @@ def train_model(settings: Settings, model: str, *overrides: str) -> ReportRow:
 
 
 def train_changed(settings: Settings, change: str) -> ReportRow:
-    """Train a dense model with another setting, and compare its last loss with that of float32."""
+    """Train the dense model with one setting changed, and compare its last loss with that of float32."""
     plain = train_plain(settings.device, settings.quick, settings.seed)
     try:
         row = train_model(settings, MODELS["dense"], change)
@@ -98,12 +98,13 @@ def train_changed(settings: Settings, change: str) -> ReportRow:
 
 @cache
 def train_plain(device: str, quick: bool, seed: int) -> ReportRow:
-    """Train a dense model in float32, once for all changes that are compared with it."""
+    """Train the dense model in float32. The cached result serves all comparisons."""
     return train_model(Settings(device, quick, seed), MODELS["dense"], "precision=fp32")
 
 
 def resume_half(settings: Settings) -> ReportRow:
-    """Train half of the steps, resume from the checkpoint, and compare the losses with those of one run."""
+    """Train half of the steps, resume from the checkpoint, and compare the losses with those of an uninterrupted
+    run."""
     import zoo
 
     steps = count_steps(settings)
@@ -116,7 +117,7 @@ def resume_half(settings: Settings) -> ReportRow:
 
 
 def train(settings: Settings, model: str, folder: Path, *overrides: str) -> TrainingResult:
-    """Train a model with the defaults of this device, and the `overrides`."""
+    """Train a model in a folder, with this device's defaults and the `overrides`."""
     import zoo
 
     steps = count_steps(settings)
@@ -132,7 +133,7 @@ def list_losses(result: TrainingResult) -> list[float]:
 
 
 def compare_memory(settings: Settings, result: TrainingResult) -> dict[str, Any]:
-    """Compare the priced peak of a step's memory with the allocated one; nothing on a CPU."""
+    """Return the predicted and the allocated peak of a step's memory, in bytes; {} on a CPU."""
     if settings.device != "cuda":
         return {}
     from zoo.training.memory_fit import price_training
@@ -145,5 +146,5 @@ def compare_memory(settings: Settings, result: TrainingResult) -> dict[str, Any]
 
 
 def judge(row: ReportRow, faults: list[str]) -> ReportRow:
-    """Add to a row whether it has passed, and its faults."""
+    """Add `passed` and the faults to a row."""
     return {**row, "passed": not faults, **({"fault": "; ".join(faults)} if faults else {})}
