@@ -1,1 +1,1 @@
-"""Draw architectures from their Specs alone: the contents (a tree), their places (a scene), and files."""
+"""Draw architectures from their Specs: the contents as a tree, the layout as a scene, and files."""

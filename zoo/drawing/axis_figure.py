@@ -1,4 +1,4 @@
-"""Draw the choices of an axis as small figures: fields, growth of cost and, for attention, the mask."""
+"""Draw the choices of an axis as small figures: their fields, growth of cost and, for attention, the mask."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CELL = 6.0
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of an axis: its name, its component as an element, and lines about it. One that encoders alone have is
-    not `causal`, though a decoder would take it."""
+    """A choice of an axis: its name, its component as an Element, and lines about it. A choice that only encoders use
+    is not `causal`, even if a decoder would accept it."""
 
     name: str
     element: Element
@@ -81,7 +81,7 @@ def draw_axis(axis: str, choices: list[Choice]) -> Scene:
 
 
 def _draw_choice(axis: str, choice: Choice, width: float) -> DrawnBox:
-    """Draw one choice: its name, what it is, and its figure."""
+    """Draw one choice: name, description and figure."""
     inner, y = width - 28, 26.0
     shapes: list[Shape] = [Label(14, y, cut_text(choice.name, inner, 15, True), 15, True)]
     about = choice.element.about or choice.element.title
@@ -110,7 +110,7 @@ def _draw_figure(axis: str, choice: Choice, width: float) -> DrawnBox | None:
 
 
 def write_formula(norm: Any) -> str:
-    """Write the formula at the start of a norm's docstring, without the weight and the bias that this one lacks."""
+    """Return the formula at the start of a norm's docstring, without the weight or bias that this norm lacks."""
     said = " ".join((inspect.getdoc(type(norm)) or "").split())
     formula = re.split(r" in place of| \([A-Z]|: ", said)[0]
     if not getattr(norm, "weight", True):
@@ -121,7 +121,7 @@ def write_formula(norm: Any) -> str:
 
 
 def _draw_formula(formula: str, width: float) -> DrawnBox:
-    """Draw a formula in the pill of a norm, of as many lines as it takes."""
+    """Draw a norm's formula in a rounded box, wrapped to `width`."""
     lines = wrap_text(formula, width - 24, SMALL)
     height = 17.0 * len(lines) + 8
     pill = Box(0, 0, width, height, "norm", "norm-line", 12)
@@ -130,7 +130,7 @@ def _draw_formula(formula: str, width: float) -> DrawnBox:
 
 
 def draw_block(choice: Choice, width: float) -> DrawnBox:
-    """Draw how the layer of a choice is wired, with the widest boxes that fit a width."""
+    """Draw how the parts of a choice's layer are connected, with the widest boxes that fit `width`."""
     plan = plan_model(choice.tower, choice.name, Setup(context=64))
     group = group_layers(plan.towers[0].layers)[0]
     drawn = [draw_panel(group, size) for size in (240, 200, 170, 140, 120, 96)]
@@ -138,8 +138,8 @@ def draw_block(choice: Choice, width: float) -> DrawnBox:
 
 
 def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
-    """Draw a grid: queries downwards, keys to the right. Keys that stand for several tokens have a grid of their own,
-    and so has a recurrent mixer beside the softmax."""
+    """Draw a mask's grid: queries downwards, keys to the right. Keys that each stand for several tokens get a second
+    grid, and so does a recurrent mixer that runs parallel to softmax attention."""
     color = choice.element.color
     shapes = _draw_cells(grid.seen, f"{color}-line")
     side = len(grid.seen) * CELL
@@ -156,8 +156,8 @@ def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
 
 
 def _say_mask(grid: MaskGrid, choice: Choice) -> str:
-    """Describe the keys in a grid, and those that it leaves out. What looks both ways is said with a family of models
-    that uses it so."""
+    """Describe the keys in a grid, and the keys that the grid omits. For bidirectional attention a model family is
+    named."""
     width = find_convolved(choice.component)
     said = [name_seen(choice.component)]
     said += [f"of the last {width} tokens"] if width else []
@@ -170,7 +170,7 @@ def _say_mask(grid: MaskGrid, choice: Choice) -> str:
 
 
 def _draw_cells(seen: tuple[tuple[bool, ...], ...], fill: str) -> list[Shape]:
-    """Draw a cell for each pair, filled if the query sees the key."""
+    """Draw a cell for each (query, key) pair, filled if the query sees the key."""
     width, height = len(seen[0]) * CELL, len(seen) * CELL
     shapes: list[Shape] = [Box(-2, -2, width + 3, height + 3, "paper", "line", 3)]
     for row, keys in enumerate(seen):

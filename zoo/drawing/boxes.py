@@ -1,4 +1,4 @@
-"""Draw an element as a box: its title, rows of text, experts, and what it caches."""
+"""Draw an Element (a part of a model) as a box: title, rows of text, experts, and cached values."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from zoo.drawing.lettering import cut_text, measure_text, wrap_text, wrap_words
 from zoo.drawing.scene import Box, Label, Shape
 
 SMALL, NORMAL, HEADING = 12.0, 13.0, 15.0
-"""Sizes of text: of rows, of titles of boxes, of titles of panels."""
+"""Font sizes in pixels: of rows, of titles of boxes, of titles of panels."""
 
 LINE = 15.5
-"""Distance of baselines of rows."""
+"""Distance between the baselines of rows, in pixels."""
 
 BETWEEN = " · "
-"""What stands between the facts of a row."""
+"""Separator of the facts in a row."""
 
 PAD = 9.0
 MOST_LINES = 6
-"""Lines that one row may take."""
+"""Maximum number of lines of one row."""
 
 THIN = 24.0
-"""Height of a box that is one line."""
+"""Height of a box of one line, in pixels."""
 
 CELL, GAP = 9.0, 2.0
 MOST_CELLS = 64
-"""Cells that experts are drawn as at most: of more experts, each cell is several."""
+"""Maximum number of cells for experts. With more experts, each cell stands for several."""
 
 
 @dataclass(frozen=True)
 class Styling:
-    """How boxes are coloured and marked. `fill` gives an element's colours of the palette (fill, border, text), `note`
-    a text at the right of its title. `lit` has the texts and names to highlight, because they differ from another
-    model's."""
+    """How boxes are coloured and marked. `fill` returns an element's palette colours (fill, border, text), `note` a
+    text for the right of its title. `lit` are the (element name, text) pairs to highlight because they differ from
+    another model's."""
 
     fill: Callable[[Element], tuple[str, str, str]]
     note: Callable[[Element], str] = lambda element: ""
@@ -51,7 +51,7 @@ PLAIN = Styling(color_by_kind)
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """An element's shapes, with its top left corner at (0, 0), and its size."""
+    """The shapes of an element and their size. The top left corner is at (0, 0)."""
 
     shapes: tuple[Shape, ...]
     width: float
@@ -59,13 +59,14 @@ class DrawnBox:
 
 
 def is_thin(element: Element) -> bool:
-    """Whether an element is drawn as one line: a norm, or a bare weight."""
+    """Whether an element may be drawn as one line: a norm, or a bare weight."""
     plain = not element.about and len(element.rows) <= 1 and not any(label for label, _ in element.rows)
     return element.color == "norm" or (element.color == "other" and plain)
 
 
 def draw_box(element: Element, width: float, look: Styling = PLAIN) -> DrawnBox:
-    """Draw an element `width` wide; thin ones may be narrower. One whose line has no room has several lines."""
+    """Draw an element `width` wide. A norm or bare weight is one line and may be narrower; a bare weight that does not
+    fit becomes a box of several lines."""
     fits = element.color == "norm" or _measure_thin(element, look) <= width
     return _draw_thin(element, width, look) if is_thin(element) and fits else _draw_full(element, width, look)
 
@@ -129,8 +130,8 @@ def _draw_full(element: Element, width: float, look: Styling) -> DrawnBox:
 def _draw_row(
     label: str, text: str, inner: float, y: float, ink: str, soft: str, look: Styling, element: Element
 ) -> tuple[list[Shape], float]:
-    """Draw a row below the baseline y, its text beside its label, or below a long one; return the shapes and the last
-    baseline."""
+    """Draw a row below the baseline y: the text to the right of its label, or below a long label. Return the shapes and
+    the last baseline."""
     indent = measure_text(f"{label}  ", SMALL) if label else 0.0
     head: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
     if indent > 0.42 * inner:
@@ -158,7 +159,7 @@ def _draw_row(
 
 
 def wrap_facts(text: str, width: float, size: float = SMALL) -> list[str]:
-    """Break a row into lines between its facts. A fact is broken only if it is wider than a whole line."""
+    """Break a row into lines between its facts. Only a fact that is wider than a line is broken."""
     words: list[str] = []
     facts = text.split(BETWEEN)
     for at, fact in enumerate(facts):
@@ -170,7 +171,7 @@ def wrap_facts(text: str, width: float, size: float = SMALL) -> list[str]:
 
 
 def _join_labels(shapes: list[Shape]) -> list[Shape]:
-    """Join neighbours of one line and colour into one text."""
+    """Join adjacent texts of the same line and colour."""
     found: list[Shape] = []
     for shape in shapes:
         last = found[-1] if found else None
@@ -182,7 +183,8 @@ def _join_labels(shapes: list[Shape]) -> list[Shape]:
 
 
 def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft: str) -> tuple[list[Shape], float]:
-    """Draw a cell for each expert, or for several, and fill those that a token passes; below, the shared ones."""
+    """Draw one cell per expert (or per several), filled for the number of experts that a token uses. Shared experts are
+    below."""
     each = -(-experts.count // MOST_CELLS)
     cells = -(-experts.count // each)
     lit = max(1, round(experts.active / each))
@@ -204,7 +206,8 @@ def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft
 def _draw_shared(
     experts: ExpertCounts, one: float, inner: float, y: float, line: str, soft: str
 ) -> tuple[list[Shape], float]:
-    """Draw a filled square for each shared expert. Its area is to its weights as `one`² is to those of a chosen one."""
+    """Draw a filled square for each shared expert. A routed expert's square would have side `one`; areas are
+    proportional to numbers of weights."""
     if not experts.shared:
         return [], y
     side = min(one * math.sqrt(experts.times), 3 * CELL)
@@ -224,7 +227,7 @@ def _is_lit(element: Element, what: str, look: Styling) -> bool:
 
 
 def _tip(element: Element) -> str:
-    """Say all of an element, which a reader sees when pointing at its box."""
+    """Return the tooltip of an element's box: all of its texts and figures."""
     share = element.share
     figures = [f"{share.params:,} parameters"] if share.params else []
     figures += [f"{share.active:,} active"] if share.active != share.params else []

@@ -1,4 +1,4 @@
-"""Draw a model's cache against the length of a sequence, on logarithmic axes."""
+"""Draw the bytes of a model's cache against the sequence length, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from zoo.drawing.scene import Label, Polygon, Shape, Stroke
 from zoo.units import format_si
 
 SHORTEST = 1024
-"""Tokens of the chart's first point."""
+"""Sequence length of the chart's first point, in tokens."""
 
 
 def list_lengths(longest: int) -> list[int]:
-    """List the lengths at which a cache is priced: powers of two, and the longest."""
+    """List the sequence lengths at which the cache is priced: powers of two, and the longest."""
     first = min(SHORTEST, max(1, longest // 16))
     found = [first << at for at in range(40) if first << at < longest]
     return [*found, longest]
 
 
 def draw_cache_chart(points: Sequence[tuple[int, float]], width: float, height: float) -> list[Shape]:
-    """Draw the bytes of a cache at each length as an area below a curve. The axes have powers of ten bytes and powers
-    of two tokens."""
+    """Draw the (tokens, bytes) points of a cache as an area below a curve. Labels are powers of ten bytes and powers of
+    two tokens."""
     sizes = [max(size, 1.0) for _, size in points]
     low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
     high = max(high, low + 1)

@@ -1,4 +1,4 @@
-"""Draw a card to share: a model's exact numbers, its pattern, its cache against context, and its special features."""
+"""Draw a model's card to share: exact figures, pattern of layers, cache by context length, and special components."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_FACTS = 6
 
 
 def draw_card(plan: ModelPlan, spec: Any) -> Scene:
-    """Draw a model's card, 1200 × 630, the size of the picture that sites show for a link."""
+    """Draw a model's card in 1200 × 630 pixels, the size of the preview that sites show for a link."""
     inner = WIDTH - 2 * EDGE
     shapes: list[Shape] = [Box(0, 0, WIDTH, 10, "attention-line", "", 0)]
     size = next((each for each in (LARGE, 44.0, 36.0) if measure_text(plan.title, each, True) <= inner), 30.0)
@@ -42,7 +42,7 @@ def draw_card(plan: ModelPlan, spec: Any) -> Scene:
 
 
 def say_exactly(plan: ModelPlan) -> str:
-    """Format a model's figures with all digits."""
+    """Format a model's numbers of parameters and bytes of cache with all digits."""
     params, cache = plan.figures["params"], plan.figures["kv_cache"]
     found = [f"{params['total']:,} parameters"]
     found += [f"{params['active']:,} active"] if params["active"] != params["total"] else []
@@ -69,7 +69,7 @@ def _draw_tiles(plan: ModelPlan, inner: float) -> list[Shape]:
 
 
 def _draw_patterns(plan: ModelPlan, width: float) -> list[Shape]:
-    """Draw the towers' patterns over depth, side by side, with the kinds of the layers named in their colours."""
+    """Draw the layer patterns of all towers side by side, coloured by kind of layer."""
     share = (width - 20 * (len(plan.towers) - 1)) / len(plan.towers)
     shapes: list[Shape] = []
     for at, tower in enumerate(plan.towers):
@@ -97,8 +97,8 @@ def _draw_facts(plan: ModelPlan, width: float, height: float) -> list[Shape]:
 
 
 def list_special(plan: ModelPlan) -> list[tuple[str, str]]:
-    """List the components of a model: its mixers and feed-forwards, each with its colour and number of layers, and the
-    special components of its towers outside the layers."""
+    """List a model's components, each as (colour, text): mixers and feed-forwards with their number of layers, then the
+    towers' special components outside the layers."""
     counts: dict[tuple[str, str, str], int] = {}
     for group in (each for tower in plan.towers for each in group_layers(tower.layers)):
         for element in group.elements.values():
@@ -115,7 +115,7 @@ def list_special(plan: ModelPlan) -> list[tuple[str, str]]:
 
 
 def _draw_cache(plan: ModelPlan, spec: Any, width: float) -> list[Shape]:
-    """Draw the chart of the cache; of a model that keeps none, nothing."""
+    """Draw the chart of the cache. Returns no shapes for a model without a cache."""
     tokens = plan.figures["kv_cache"]["tokens"]
     points = [(each, float(kv_cache(spec, Setup(context=each))["bytes"])) for each in list_lengths(tokens)]
     if not plan.generates or len(points) < 2 or not points[-1][1]:

@@ -26,16 +26,16 @@ from zoo.spec.parts import count_kinds
 NOTHING = Share()
 
 READERS = {"position": "read in attention"}
-"""Who reads what stands beside the stream, where it is not the layers themselves."""
+"""Readers of a box outside the residual stream, by axis, if they are not the layers themselves."""
 
 TITLES = {"embedding": "Embedding", "position": "{} position"}
-"""Titles of boxes by axis, where the component's name alone does not say what it is."""
+"""Titles of boxes by axis, for axes whose component names are not clear on their own."""
 
 
 @dataclass(frozen=True)
 class ExpertCounts:
-    """How many experts a mixture chooses among, and how many a token passes; how many `shared` ones all tokens pass,
-    each with `times` the weights of a chosen one."""
+    """The experts of a mixture: their `count`, the `active` ones per token, and the `shared` ones that every token
+    uses. A shared expert has `times` the weights of a routed one."""
 
     count: int
     active: float
@@ -48,8 +48,8 @@ class ExpertCounts:
 
 @dataclass(frozen=True)
 class Element:
-    """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are labels and texts. A
-    mixer is `local` if its queries see a window or a chunk."""
+    """A part of a model that is drawn as a box. `color` is its colour in the palette; `rows` are (label, text). A mixer
+    is `local` if its queries see only a window or a chunk."""
 
     name: str
     title: str
@@ -64,8 +64,8 @@ class Element:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A kind of layer: the number and indices of its layers, its nodes and their elements. `stored` counts the layers
-    that have weights of their own."""
+    """A kind of layer: the number and indices of its layers, its junctions and elements. `stored` counts the layers
+    with their own weights."""
 
     kind: str
     count: int
@@ -82,9 +82,9 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. `beside` has what the
-    layers read besides the residual stream, such as a bias on scores; `fed` names for some of these the element before
-    the layers that they read."""
+    """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. `beside` are inputs of
+    the layers outside the residual stream, such as a bias on scores. `fed` maps such an element's name to the element
+    before the layers that it reads."""
 
     where: str
     title: str
@@ -100,7 +100,7 @@ class TowerPlan:
 
     @property
     def ends(self) -> tuple[Element, ...]:
-        """List all elements outside the layers."""
+        """All elements outside the layers."""
         return (*self.before, *self.beside, *self.after)
 
     def layer(self, kind: str) -> LayerPlan:
@@ -109,7 +109,7 @@ class TowerPlan:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model: its towers, and the figures that describe the whole."""
+    """A model's figure as plain data: its towers, and the figures of the whole model."""
 
     title: str
     towers: tuple[TowerPlan, ...]
@@ -120,7 +120,7 @@ class ModelPlan:
 
 
 def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:
-    """Plan the figure of a model: its elements, and the cost of each under the set-up."""
+    """Plan the figure of a model: its elements, and the cost of each under `setup`."""
     from zoo.costs.price import price
 
     setup = setup or Setup()
@@ -152,7 +152,7 @@ def _plan_tower(where: str, tower: Any, shares: Mapping[BoxPlace, Share], wires:
 
 
 def _make_end(piece: EndPiece, tower: Any, shares: Mapping[str, Share]) -> Element:
-    """Make the element of a piece before, beside or after a tower's layers. `shares` are by path."""
+    """Make the element of a piece outside a tower's layers. `shares` are keyed by path."""
     others = {f"{piece.path}.{each}" for each in piece.apart}
     own = (share for path, share in shares.items() if f"{path}.".startswith(f"{piece.path}.") and path not in others)
     made = make_element(piece.name or piece.path, piece.part, tower.d_model, sum(own, Share()), piece.apart)
@@ -161,7 +161,7 @@ def _make_end(piece: EndPiece, tower: Any, shares: Mapping[str, Share]) -> Eleme
 
 
 def _list_weights(part: Sized) -> list[tuple[str, str]]:
-    """Say the shapes of a component's own tables and projections: `project` `2,048 → 7,680`."""
+    """List the shapes of a component's own tables and projections: `project` `2,048 → 7,680`."""
     inner = ((name, each) for name, each in part.spec.parts(part.d_model).items() if isinstance(each, Part))
     shapes = ((name, each, each.shapes().get("weight", ())) for name, each in inner)
     return [
@@ -172,7 +172,7 @@ def _list_weights(part: Sized) -> list[tuple[str, str]]:
 
 
 def _list_notes(tower: Any) -> tuple[str, ...]:
-    """Say what a tower's own fields state beside its layers: loops, shared weights, several streams."""
+    """List a tower's properties that no box shows: loops, shared weights, several residual streams."""
     own = [("all layers of a kind share weights", tower.shared_layers)]
     own += [
         ("training also runs modules that predict further tokens, which stand in no box", tower.served is not tower)
@@ -216,7 +216,7 @@ def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], 
 
 
 def _turn_both_ways(element: Element) -> Element:
-    """Turn an element into an encoder's: it keeps nothing, and its attention looks both ways."""
+    """Turn an element into an encoder's: bidirectional attention, no cache."""
     rows = list(element.rows)
     if element.color == "attention":
         plain = rows.pop(0)[1] if rows and not rows[0][0] else ""
@@ -227,7 +227,7 @@ def _turn_both_ways(element: Element) -> Element:
 def _join_copies(
     nodes: Sequence[Junction], elements: dict[str, Element]
 ) -> tuple[tuple[Junction, ...], dict[str, Element]]:
-    """Join parts that are alike, read the same and are read by the same: three gates are one box, `3 ×`."""
+    """Join equal parts with equal inputs and equal readers into one box: three gates become `3 × …`."""
     alike: dict[Any, list[Junction]] = {}
     for node in nodes:
         readers = tuple(each.number for each in nodes if node.number in each.sources)
@@ -252,7 +252,8 @@ def _join_copies(
 
 
 def make_element(name: str, part: Any, d_model: int, share: Share, but: Collection[str] = ()) -> Element:
-    """Make the element of a part: a component with its fields, `but` some, or a bare weight with its shape."""
+    """Make the element of a part: a component with its fields except those in `but`, or a bare weight with its
+    shape."""
     spec, role = (part.spec, part.role) if isinstance(part, Sized) else (part, "")
     width = part.d_model if isinstance(part, Sized) else d_model
     if not isinstance(spec, Spec):
@@ -294,14 +295,14 @@ def count_experts(spec: Spec, width: int) -> ExpertCounts | None:
 
 
 def _name_block(spec: Spec) -> str:
-    """Name a block inside a layer by what it holds: `attention + FFN`."""
+    """Return the name of a block inside a layer, from the components that it holds: `attention + FFN`."""
     held = (getattr(spec, field.name) for field in spec.fields())
     return " + ".join(spell(each.axis) for each in held if isinstance(each, Spec) and each.axis in ("attention", "ffn"))
 
 
 def _list_tables(spec: Spec, width: int) -> list[tuple[str, str]]:
-    """Say the shape of the table or the product over the vocabulary of an embedding or a head, and whether its weight
-    is another's."""
+    """List the shape of an embedding's table or of a head's product over the vocabulary, and whether the weight is
+    tied."""
     own = (row.part for row in walk_rows(spec, width) if row.part is not None and row.part.role in (TOKENS, LOGITS))
     sizes = [
         " × ".join(f"{size:,}" for size in (each.of if isinstance(each, Tied) else each).shapes().get("weight", ()))
@@ -312,7 +313,7 @@ def _list_tables(spec: Spec, width: int) -> list[tuple[str, str]]:
 
 
 def _make_weight(name: str, part: Any, share: Share) -> Element:
-    """Describe a bare weight by its kind and its shape."""
+    """Make the element of a bare weight: its kind and shape."""
     shapes = part.shapes() if isinstance(part, Part) else {}
     size = " × ".join(f"{each:,}" for each in reversed(next(iter(shapes.values()), ())))
     return Element(
@@ -325,7 +326,7 @@ def _is_local(spec: Spec) -> bool:
 
 
 def find_color(spec: Spec, has_experts: bool) -> str:
-    """Choose the colour of a component: by its axis, and for a mixer by what it caches."""
+    """Return the palette colour of a component: by its axis, and for a mixer by what it caches."""
     if spec.axis == "attention":
         return "recurrent" if spec.state() and not spec.cache() else "attention"
     if spec.axis == "ffn":
@@ -334,7 +335,7 @@ def find_color(spec: Spec, has_experts: bool) -> str:
 
 
 def say_kept(spec: Spec) -> str:
-    """Describe what a component caches while generating: values for each token, and values of its state."""
+    """Describe a component's cache during generation: values per token, and values of its state."""
     cached, state = (sum(map(math.prod, kept.values())) for kept in (spec.cache(), spec.state()))
     rate = spec.sight.rate if isinstance(spec, Attention) else 1
     said = [f"caches {cached:,} values {'a token' if rate == 1 else f'every {rate} tokens'}"] if cached else []

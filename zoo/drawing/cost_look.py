@@ -11,10 +11,10 @@ from zoo.errors import ConfigError
 from zoo.units import format_count, format_share, format_si
 
 LEVELS = (0.01, 0.05, 0.2, 0.5)
-"""Shares of the model at which a box gets the next colour."""
+"""Fractions of the model's cost from which a box has the next colour."""
 
 COSTS = {"params": "parameters", "flops": "FLOPs of a token", "cache": "cache of a sequence"}
-"""What boxes may be coloured by."""
+"""Costs by which boxes can be coloured."""
 
 
 def sum_shares(plan: ModelPlan) -> Share:
@@ -23,7 +23,7 @@ def sum_shares(plan: ModelPlan) -> Share:
 
 
 def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
-    """List a model's elements from first to last, each with its kind of layer ("" outside the layers)."""
+    """List a model's elements in order, each with its kind of layer ("" outside the layers)."""
     return [each for tower in plan.towers for each in _list_tower(tower)]
 
 
@@ -34,8 +34,8 @@ def _list_tower(tower: TowerPlan) -> list[tuple[str, Element]]:
 
 
 def make_cost_look(plan: ModelPlan, by: str) -> Styling:
-    """Make a look that colours boxes by their share of the parameters, FLOPs or cache. Raises ConfigError for a model
-    without any of these."""
+    """Make a styling that colours boxes by their share of the parameters, FLOPs or cache. Raises ConfigError if the
+    model's total of that cost is 0."""
     whole = getattr(sum_shares(plan), by)
     if not whole:
         raise ConfigError(f"by: {plan.title} has no {by} (--by params or --by flops)")
@@ -53,7 +53,8 @@ def make_cost_look(plan: ModelPlan, by: str) -> Styling:
 
 
 def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Shape]:
-    """Draw the whole model as a bar: a box for each element, as wide as its share, with its name if there is room."""
+    """Draw the whole model as a bar. Each element's width is its share of the cost; its name is shown if there is
+    room."""
     whole = getattr(sum_shares(plan), by)
     said = format_count(whole) if by == "params" else format_si(whole, "B" if by == "cache" else "")
     context = plan.figures["kv_cache"]["tokens"]

@@ -13,7 +13,7 @@ FORMS = (".svg", ".png", ".html", ".pdf", ".txt")
 
 
 def check_drawing(file: Path) -> None:
-    """Raise ConfigError for a file that cannot hold a drawing. Called before anything is drawn."""
+    """Raise ConfigError for a file that cannot hold a drawing. Called before drawing begins."""
     if file.suffix.lower() not in FORMS:
         raise ConfigError(f"out: {file} is not a drawing (a file ending in {', '.join(FORMS[:-1])} or {FORMS[-1]})")
     if not file.absolute().parent.is_dir():
@@ -21,7 +21,7 @@ def check_drawing(file: Path) -> None:
 
 
 def write_drawing(scene: Scene, file: Path, text: str = "", *, dark: bool = False) -> None:
-    """Write a scene as .svg, .html, .png or .pdf; a .txt gets `text`. Raises ConfigError as `check_drawing` does."""
+    """Write a scene as .svg, .html, .png or .pdf, or `text` as .txt. Raises ConfigError as `check_drawing` does."""
     check_drawing(file)
     form = file.suffix.lower().removeprefix(".")
     if form == "txt":

@@ -1,4 +1,4 @@
-"""Divide what a tower has before and after its layers into the pieces that its own forward pass goes through."""
+"""Divide a tower's parts before and after its layers into pieces, in the order of its traced forward pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from zoo.spec import LOGITS, TOKENS, Linear, Sized, Spec
 
 
 class EndPiece(NamedTuple):
-    """A piece at an end of a tower: a part with its path in the tower, without those of its parts and fields that other
-    pieces show (`apart`). `said` is what the pass tells of it; `name` is its own where several are of one path. `reads`
-    is the part before the layers whose result a piece beside the stream reads ("" for none)."""
+    """A piece of a tower outside its layers: a part and its `path` in the tower. Parts and fields in `apart` are left
+    to other pieces. `said` is text from the trace. `name` is set if several pieces have one path. `reads` is, for a
+    piece outside the residual stream, the part before the layers that it reads ("" for none)."""
 
     path: str
     part: Any
@@ -25,8 +25,8 @@ class EndPiece(NamedTuple):
 
 
 def list_end_pieces(tower: Any, traced: Mapping[str, Sequence[TapeNode]]) -> dict[str, list[EndPiece]]:
-    """List the pieces before, beside and after a tower's layers, from its traced operations there (`ModelWires.ends`).
-    What is not traced stands after the part that the tower lists before it."""
+    """List the pieces before, beside and after a tower's layers, in the order of the traced operations
+    (`ModelWires.ends`). An untraced part follows the part that the tower lists before it."""
     first = {side: _find_first(traced.get(side, ())) for side in ("before", "beside", "after")}
     found: dict[str, list[tuple[int, EndPiece]]] = {side: [] for side in first}
     side, last = "before", 0
@@ -56,7 +56,7 @@ def has_weights(part: Any) -> bool:
 
 
 def _find_first(nodes: Sequence[TapeNode]) -> dict[str, int]:
-    """Find the first operation of each part, and of each part of a part."""
+    """Map each part, and each part of a part, to the index of its first operation."""
     found: dict[str, int] = {}
     for node in nodes:
         names = ".".join(node.path).split(".")
@@ -66,7 +66,7 @@ def _find_first(nodes: Sequence[TapeNode]) -> dict[str, int]:
 
 
 def _find_read(path: str, nodes: Sequence[TapeNode]) -> str:
-    """Find the part whose result the part at `path` reads, by its operations among `nodes`; "" if it reads none."""
+    """Find the part whose result the part at `path` reads, from their operations (`nodes`). "" if it reads none."""
     own = {node.index: ".".join(node.path) for node in nodes}
     made = (
         own.get(each.node.index, "")
@@ -78,8 +78,8 @@ def _find_read(path: str, nodes: Sequence[TapeNode]) -> str:
 
 
 def _divide_streams(part: Sized, before: Collection[str]) -> tuple[EndPiece, EndPiece]:
-    """Divide the widening of the stream into its start and its merge, by the parts that the pass uses `before` layers.
-    What its fields say is of the merge."""
+    """Divide the component of several residual streams into two pieces, widening and merge. `before` are the paths that
+    run before the layers. The component's fields go to the merge."""
     spec: Any = part.spec
     parts, fields = set(spec.parts(part.d_model)), {each.name for each in spec.fields()}
     made = {each for each in parts if f"streams.{each}" in before}
@@ -88,8 +88,8 @@ def _divide_streams(part: Sized, before: Collection[str]) -> tuple[EndPiece, End
 
 
 def _name_activation(spec: Any, path: tuple[str, ...], nodes: Sequence[TapeNode]) -> str:
-    """Name the activation of a component that follows one of its products: its own next operation, if that one saves
-    something for the backward pass."""
+    """Return the name of the activation after a component's matrix product at `path`; "" if none follows. It counts as
+    following if the component's next operation saves a tensor for the backward pass."""
     ends = [at for at, node in enumerate(nodes) if node.path[:2] == path]
     after = nodes[ends[-1] + 1] if ends and ends[-1] + 1 < len(nodes) else None
     follows = after is not None and after.path == path[:1] and bool(after.saves)
@@ -97,8 +97,8 @@ def _name_activation(spec: Any, path: tuple[str, ...], nodes: Sequence[TapeNode]
 
 
 def _divide(name: str, part: Any, d_model: int, nodes: Sequence[TapeNode]) -> Iterator[tuple[str, EndPiece]]:
-    """Divide an embedding or a head into its table or its product over the vocabulary, and norms, projections and
-    components beside that; any other part is one piece. Yield each with the path by which it is found in the pass."""
+    """Divide an embedding or a head into its table or its product over the vocabulary, and its norms, projections and
+    components. Any other part is one piece. Yield each piece after its path in the forward pass."""
     spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, d_model)
     inner = spec.parts(width) if isinstance(spec, Spec) and spec.axis in ("embedding", "head") else {}
     wide = next((each for each, held in inner.items() if getattr(held, "role", "") in (TOKENS, LOGITS)), None)

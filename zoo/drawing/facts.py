@@ -1,4 +1,4 @@
-"""Describe a component in a few words: its name, and the fields that are set."""
+"""Describe a component in a few words: its name and the fields that are set."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from zoo.paths import conf_dir, read_conf
 from zoo.spec import Node, Spec
 
 QUIET = re.compile(r"(.*_)?(eps|coef|init|seed|vocab_size|max_seq_len)|d_model|n_layers|needs_block|moved|chunk_size")
-"""Fields that say nothing about an architecture, or that a figure says once elsewhere."""
+"""Fields that are not shown: they do not characterise an architecture, or the figure shows them once elsewhere."""
 
 WEIGHTS = ("selection_bias",)
-"""Fields that are said of a component even if they have their defaults, because they stand for weights of its own."""
+"""Fields that are shown even at their defaults, because they stand for weights."""
 
 SPELT = {"qk": "QK", "kv": "KV", "q": "Q", "k": "K", "v": "V", "o": "O", "id": "ID", "dt": "Δt", "ffn": "FFN"}
-"""Words of fields that are written otherwise."""
+"""Words in field names that are spelt differently in text."""
 
 NAMED = re.compile(r"([A-Z][^.:,()=·]{3,40}) \([^)]*\d{4}")
 """The name of an idea at the start of a docstring, before its source: `Grouped-query attention (Ainslie …, 2023)`."""
 
 
 def name_component(spec: Spec) -> str:
-    """Name a component by its class: GQA, RMSNorm, MoE. The two extremes of GQA are MHA and MQA."""
+    """Return the short name of a component, from its class: GQA, RMSNorm, MoE. The two extremes of GQA are MHA and
+    MQA."""
     return _name_groups(spec, type(spec).__name__)
 
 
 def _name_groups(spec: Spec, text: str) -> str:
-    """Name groups of query heads by what they are: a group is one head (MHA), or all (MQA)."""
+    """Rename grouped-query attention at its extremes: multi-head with one query head per group, multi-query with one
+    group."""
     heads, groups = getattr(spec, "n_heads", 0), getattr(spec, "n_kv_heads", None)
     word = "head" if groups == heads else "query" if groups == 1 else ""
     return text.replace("GQA", f"M{word[0].upper()}A").replace("Grouped-query", f"Multi-{word}") if word else text
 
 
 def find_long_name(spec: Spec) -> str:
-    """Find a component's full name at the start of its docstring; "" if it starts otherwise."""
+    """Return the full name at the start of a component's docstring; "" if there is none."""
     found = find_name(inspect.getdoc(type(spec)) or "")
     return _name_groups(spec, found) if found.lower() != name_component(spec).lower() else ""
 
 
 def find_case(spec: Spec) -> str:
-    """Find the name of a choice in conf/ that is a case of a component: whose file states numbers or truth values that
-    are not the fields' defaults, all as this component has them. "" if there is none."""
+    """Return the name of the choice in conf/ that this component is a case of; "" if there is none. The choice's file
+    sets numbers or booleans that differ from the defaults, and the component has the same values."""
     defaults = {each.name: each.default for each in spec.fields()}
     for name, stated in _list_cases(spec.axis, spec.kind):
         own = {key: value for key, value in stated.items() if key in defaults and defaults[key] != value}
@@ -56,7 +58,7 @@ def find_case(spec: Spec) -> str:
 
 @functools.cache
 def _list_cases(axis: str, kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """List the choices of a kind that have a name in their first line, with the plain values that they state."""
+    """List the named choices of a kind: the name in the file's first line, and the plain values that the file sets."""
     found = []
     for file in sorted((conf_dir() / axis).glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
@@ -72,7 +74,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def find_name(text: str) -> str:
-    """Find the name of an idea at the start of a text, before its source; "" if it starts otherwise."""
+    """Return the name of an idea at the start of a text, before its source; "" if there is none."""
     found = NAMED.match(text)
     return found[1] if found else ""
 
@@ -97,12 +99,12 @@ def list_set_fields(spec: Spec) -> list[tuple[str, Any]]:
 
 
 def _is_embedded(value: Any) -> bool:
-    """Whether a value is a position scheme that acts on the embedding alone, where it has a box of its own."""
+    """Whether a value is a position scheme that acts on the embedding alone. Such a scheme has its own box."""
     return isinstance(value, Position) and value.embeds and not value.inside
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value is a node none of whose fields is set, as values that are normed in other layers alone."""
+    """Whether a value is a node with fields, none of which is set."""
     return (
         isinstance(value, Node)
         and bool(value.fields())
@@ -132,7 +134,7 @@ def say_value(value: Any) -> str:
 
 
 def say_component(spec: Spec, depth: int = 1) -> str:
-    """Describe a component held by another one, in a line: `RoPE · theta 500,000`."""
+    """Describe a held component in one line: `RoPE · theta 500,000`."""
     words = [] if isinstance(spec, Node) else [name_component(spec) if spec.kind != "none" else "none"]
     if spec.axis == "norm":
         return words[0]
@@ -145,17 +147,15 @@ def say_component(spec: Spec, depth: int = 1) -> str:
 
 
 def say_held(name: str, value: Spec, depth: int = 1) -> str:
-    """Describe a held component under the name of its field. The name is left out if the component's name says the
-    same."""
+    """Describe a held component, after its field's name unless that repeats the component's name."""
     said = say_component(value, depth)
     same = name == value.axis != "position" and said != "none" and not isinstance(value, Node)
     return said if same else f"{spell(name)} {said}".strip()
 
 
 def describe_fields(spec: Spec, but: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
-    """Describe the fields of a component that are set, `but` some: a line of its plain fields, under the label "", and
-    a line for each component that it holds, under the name of its field. One of whom there is a word to say is among
-    the first."""
+    """Describe a component's set fields, except those in `but`, as rows (label, text). Plain fields and components of a
+    single word share the first row, whose label is "". Each other component has a row under its field's name."""
     plain, rows = [], []
     for name, value in (each for each in list_set_fields(spec) if each[0] not in but):
         if isinstance(value, Spec):
@@ -172,8 +172,8 @@ def describe_fields(spec: Spec, but: Collection[str] = ()) -> tuple[tuple[str, s
 
 
 def _label_row(name: str, value: Spec, said: str) -> tuple[str, str]:
-    """Label what a component is with the name of its field, and a node's with that of its component as well: what is
-    said of `shared: {expert: …}` is of a shared expert."""
+    """Make the row (label, text) of a held component. The label is its field's name; a node that begins with a
+    component adds that component's name: `shared: {expert: …}` becomes `shared expert`."""
     inner = next((field for field, each in list_set_fields(value)[:1] if isinstance(each, Spec)), "")
     if not isinstance(value, Node) or not inner or not said.startswith(f"{spell(inner)} "):
         return name, said

@@ -1,4 +1,4 @@
-"""Fold a pattern of layers: write repeated parts once, with their number."""
+"""Fold a pattern of layers: a repeated part is written once, with its number of repetitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 FEW = 200
-"""Runs of equal layers up to which repeats are searched for."""
+"""Maximum number of runs of equal layers in which repeats are searched for."""
 
 
 TO = "\N{EN DASH}"
@@ -31,7 +31,7 @@ def fold_pattern(pattern: Sequence[str]) -> list[Fold]:
 
 
 def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
-    """Fold around the repeat that saves most, then what stands before and after it."""
+    """Fold the repeat that saves most, then the runs before and after it."""
     best = (0, 0, 0, 0)  # saved, −length, start, times
     for length in range(1, len(runs) // 2 + 1):
         for start in range(len(runs) - 2 * length + 1):
@@ -47,7 +47,7 @@ def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
 
 
 def name_places(pattern: Sequence[str], kind: str) -> str:
-    """Name the layers of a kind by number, from 0: `0, 4, 8 …`. A run of layers is named by its ends."""
+    """Format the indices of a kind's layers, from 0: `0, 4, 8 …`. A run of layers is written as its two ends."""
     places = [at for at, name in enumerate(pattern) if name == kind]
     ranges: list[list[int]] = []
     for at in places:

@@ -1,4 +1,4 @@
-"""Group kinds of layer that are built alike. A group is one panel, which states what differs for each kind."""
+"""Group kinds of layer with the same structure. A group is one panel, which states the differences between kinds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from zoo.drawing.wiring import Junction
 
 @dataclass(frozen=True)
 class AlikeLayers:
-    """Kinds of layer with the same build: their nodes, and elements that state what the kinds share and how they
-    differ."""
+    """Kinds of layer with the same structure: their junctions, and elements that state what the kinds share and how
+    they differ."""
 
     layers: tuple[LayerPlan, ...]
     junctions: tuple[Junction, ...]
@@ -26,7 +26,7 @@ class AlikeLayers:
 
 
 def group_layers(layers: Sequence[LayerPlan]) -> list[AlikeLayers]:
-    """Group layers whose nodes and components are alike, in order of first appearance."""
+    """Group layers with equal junctions and components, in order of first appearance."""
     found: dict[object, list[LayerPlan]] = {}
     for layer in layers:
         found.setdefault(_describe_build(layer), []).append(layer)
@@ -48,7 +48,8 @@ def _merge(layers: Sequence[LayerPlan]) -> dict[str, Element]:
 
 
 def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
-    """Merge the elements of several kinds of layer: rows of what all have, then a row for each that differs."""
+    """Merge an element of several kinds of layer: rows with the common facts, then one row for each kind that
+    differs."""
     first = named[0][1]
     share = sum((each.share for _, each in named), Share())
     if all(each.rows == first.rows and each.kept == first.kept for _, each in named):
@@ -66,8 +67,8 @@ def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
 
 
 def list_facts(element: Element, keeps: bool) -> list[tuple[str, str]]:
-    """List an element's facts one by one: the facts of its plain row, each labelled row as a whole, and what it
-    caches."""
+    """List an element's facts as (label, text): each fact of the unlabelled row, each labelled row as a whole and, with
+    `keeps`, the cache."""
     found = []
     for label, text in (*element.rows, *([("", element.kept)] if keeps else [])):
         found += [("", fact) for fact in text.split(BETWEEN) if fact] if not label else [(label, text)]

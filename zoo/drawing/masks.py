@@ -1,6 +1,6 @@
-"""Find which keys each query of an attention sees: a grid, computed by the model's own mask.
+"""Compute the mask of an attention as a grid: which keys each query sees, by the model's own mask function.
 
-A mask's `sees` is a function of indices. Here they are integers, not tensors, so torch is not needed.
+`Mask.sees` is a function of indices. Here the indices are integers, not tensors, so torch is not needed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from zoo.kernels.mask import Mask
 from zoo.model.attention.base import Attention, Sight
 
 CELLS = 16
-"""Queries and keys of a grid."""
+"""Side of a grid: number of queries, and of keys."""
 
 
 class _Index(int):
-    """A whole number that a mask can compute with as with a tensor of one number."""
+    """An integer with the tensor methods that a mask calls."""
 
     device = "cpu"
 
@@ -30,7 +30,7 @@ class _Index(int):
 
 
 class _Documents:
-    """The number of each token's document, for each row."""
+    """The document number of each token, for documents of `size` tokens; indexed by (row, token)."""
 
     shape = (2,)
 
@@ -45,7 +45,7 @@ class _Documents:
 
 
 class MaskGrid(NamedTuple):
-    """Which keys each query sees, [query][key], if every `step`-th token is drawn. `pooled` is the same for keys that
+    """Which keys each query sees, as [query][key], for every `step`-th token. `pooled` is the same for keys that each
     stand for several tokens."""
 
     step: int
@@ -54,7 +54,7 @@ class MaskGrid(NamedTuple):
 
 
 def find_grid(attention: Attention, causal: bool) -> MaskGrid:
-    """Find the grid of an attention, for enough tokens to show its window or blocks."""
+    """Compute the grid of an attention, over enough tokens to show its window or blocks."""
     sight = attention.sight
     if width := find_convolved(attention):
         sight = sight._replace(window=width)
@@ -72,14 +72,14 @@ def find_grid(attention: Attention, causal: bool) -> MaskGrid:
 
 
 def find_convolved(attention: Attention) -> int:
-    """Find how many tokens a convolutional mixer sees, if it caches only a convolution's inputs; 0 for any other
-    mixer."""
+    """Return the number of tokens that a convolutional mixer sees. 0 for a mixer that caches anything but a
+    convolution's inputs."""
     state = attention.state()
     return 0 if attention.cache() or set(state) != {"conv"} else state["conv"][0] + 1
 
 
 def name_seen(attention: Attention) -> str:
-    """Name what the cells of a grid are: keys that a softmax reads, or tokens that are mixed by other means."""
+    """Name the meaning of a grid's cells: keys that a softmax reads, or tokens that are mixed by other means."""
     if attention.ask("fp32") is not None:
         return "keys"
     if attention.state():
@@ -100,15 +100,14 @@ def list_hidden(attention: Attention) -> list[str]:
 
 
 def make_mask(sight: Sight, causal: bool, tokens: int) -> Mask:
-    """Make the mask of a row of tokens, as `ForwardContext.see` does. For an attention over pools, it is the mask of
-    the single tokens."""
+    """Make the mask over `tokens` tokens, as `ForwardContext.see` does. For attention over pooled keys, it is the mask
+    of single tokens."""
     documents: Any = (_Documents(sight.chunk),) * 2 if sight.chunk else None
     window = sight.near or sight.window or (None if causal else tokens)
     return Mask(tokens, tokens, causal=causal, window=window, ahead=sight.ahead, documents=documents)
 
 
 def sees(mask: Mask, sight: Sight, query: int, key: int, tokens: int) -> bool:
-    """Whether a query sees a key."""
     if sight.rate > 1 and not sight.near:
         return False  # pools alone
     if sight.blocks is not None:

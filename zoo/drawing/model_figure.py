@@ -1,4 +1,4 @@
-"""Compose the figure of a model: its name and figures, each tower's column, and a panel for each build of layer."""
+"""Draw the figure of a model: its name and figures, each tower's column, and a panel for each structure of layer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shi
 from zoo.drawing.stack import draw_stack
 
 WIDTH = 800.0
-"""Width of a figure. Shown 600 px wide, its smallest text (SMALL) is 9 px."""
+"""Width of a figure in pixels. Scaled to 600 pixels, its smallest text (SMALL) is 9 pixels high."""
 
 NARROWEST = 640.0
 EDGE = 26.0
 COLUMN = 176.0
-"""Width of a tower's column."""
+"""Width of a tower's column, in pixels."""
 
 BETWEEN = 22.0
 TITLE, TILE = 25.0, 17.0
 SIZES = (300.0, 280.0, 260.0, 250.0, 240.0, 230.0, 220.0, 210.0, 200.0)
-"""Widths of boxes in panels, of which the widest that fits is taken."""
+"""Widths of boxes in panels, in pixels. The widest that fits is used."""
 
 NARROW_SIZES = (190.0, 170.0, 150.0, 130.0, 112.0)
-"""Widths of boxes in panels that need the whole width of the figure."""
+"""Widths of boxes, in pixels, in a panel that needs the whole width of the figure."""
 
 GUTTER = 14.0
 
@@ -40,11 +40,11 @@ NAMES = {
     "table": "embedding, head",
     "other": "other",
 }
-"""What the colours mean, in the order of the legend."""
+"""Meanings of the colours, in the order of the legend."""
 
 
 def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], list[Shape]] | None = None) -> Scene:
-    """Draw a model's figure. `extra` draws shapes of a given width, placed below the header."""
+    """Draw a model's figure. `extra` draws further shapes below the header; it is called with their width."""
     shapes: list[Shape] = []
     y = 0.0
     for tower in plan.towers:
@@ -73,7 +73,7 @@ def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], 
 
 
 def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
-    """Draw a model's name and figures; return the height at which the figure continues."""
+    """Draw a model's name and figures. Return the shapes, and the y at which the figure continues."""
     y = EDGE + 16
     shapes: list[Shape] = [Label(EDGE, y, cut_text(plan.title, width - 2 * EDGE, TITLE, True), TITLE, True)]
     y += 36
@@ -89,7 +89,7 @@ def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
 
 
 def draw_tower(tower: TowerPlan, plan: ModelPlan, width: float, look: Styling) -> DrawnBox:
-    """Draw a tower: its column at the left, and the panels of its layers at the right, in as many rows as needed."""
+    """Draw a tower: its column at the left, the panels of its layers at the right in as many rows as needed."""
     shapes: list[Shape] = []
     top = 0.0
     if len(plan.towers) > 1:
@@ -126,7 +126,7 @@ def draw_panels(groups: Sequence[AlikeLayers], width: float, look: Styling) -> D
 
 
 def _draw_fitting(group: AlikeLayers, rooms: Sequence[float], look: Styling) -> DrawnBox:
-    """Draw a panel with the widest boxes that fit the first of the rooms that holds it."""
+    """Draw a panel in the first of `rooms` (widths) that can hold it, with the widest boxes that fit."""
     for room in rooms:
         for size in SIZES:
             panel = draw_panel(group, size, look)
@@ -143,8 +143,8 @@ def _list_colors(plan: ModelPlan) -> set[str]:
 
 
 def draw_legend(used: Collection[str]) -> list[Shape]:
-    """Draw a legend of the colours used in a figure. If full colours (`attention-line`) are used, the paler ones mean
-    mixers with a window."""
+    """Draw a legend of the `used` colours. If full colours (`attention-line`) are among them, the legend explains that
+    paler ones mean mixers with a window."""
     shapes: list[Shape] = []
     x = 0.0
     full = any(each.endswith("-line") for each in used)
@@ -159,7 +159,7 @@ def draw_legend(used: Collection[str]) -> list[Shape]:
 
 
 def describe_model(plan: ModelPlan) -> str:
-    """Describe a figure in words, for readers who cannot see it."""
+    """Describe a model's figure in words, for readers who cannot see it."""
     said = [f"{value} {name}" for value, name in list_tiles(plan)]
     for tower in plan.towers:
         for layer in tower.layers:

@@ -1,4 +1,4 @@
-"""The figures that a drawing states beside the boxes."""
+"""Compute the numbers that a drawing states outside its boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from zoo.units import format_change, format_count, format_si
 
 
 def list_tiles(plan: ModelPlan) -> list[tuple[str, str]]:
-    """List the headline figures of a model: a number and its label."""
+    """List a model's headline figures, each as (number, label)."""
     params, cache = plan.figures["params"], plan.figures["kv_cache"]
     found = [(format_count(params["total"]), "parameters")]
     if params["active"] != params["total"]:
@@ -21,7 +21,7 @@ def list_tiles(plan: ModelPlan) -> list[tuple[str, str]]:
 
 
 def say_change(before: float, after: float) -> str:
-    """Format the change of a number: `−12.5 %`, `×25.0`, `=`."""
+    """Format a change from `before` to `after`: `−12.5 %`, `×25.0`, `=`."""
     if before == after:
         return "="
     return format_change(after / before - 1).replace("-", "−") if before else "new"

@@ -33,11 +33,11 @@ COLOURS: dict[str, tuple[str, str]] = {
     "on-heat-3": ("#ffffff", "#ffffff"),
     "on-heat-4": ("#ffffff", "#0e1116"),
 }
-"""Each colour's value in light and in dark. A colour of a component has a `-line` for its border."""
+"""Each colour's value in light and in dark mode. A component's border colour has the suffix `-line`."""
 
 
 def write_style(scope: str, used: set[str]) -> str:
-    """Write the CSS that colours elements below the selector `scope`: fills as `.f-NAME`, lines as `.s-NAME`.
+    """Return the CSS that colours elements below the selector `scope`: fills as `.f-NAME`, lines as `.s-NAME`.
 
     The reader's colour scheme is followed, unless the drawing has the class `light` or `dark`.
     """

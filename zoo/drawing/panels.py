@@ -16,20 +16,20 @@ from zoo.drawing.scene import Box, Label, Shape, Stroke, shift_items
 from zoo.drawing.wiring import Junction
 
 RISE = 26.0
-"""Height between two rows, for wires."""
+"""Height between two rows, in pixels, with room for wires."""
 
 BRANCH = 9.0
-"""Distance of a branch above the row that it leaves."""
+"""Distance of a branch above the row that it leaves, in pixels."""
 
 LANE = 13.0
 RADIUS = 9.0
-"""Radius of the circle at which values join."""
+"""Radius in pixels of the circle at which values join."""
 
 MARGIN = 14.0
-"""Space inside a panel's border."""
+"""Space inside a panel's border, in pixels."""
 
 SIDE = 20.0
-"""Space between columns."""
+"""Space between columns, in pixels."""
 
 ELSEWHERE = {
     "memory": "encoder output",
@@ -37,12 +37,13 @@ ELSEWHERE = {
     "embedded": "embedding",
     "pass": "position bias",
 }
-"""What a layer reads besides its stream, where the channel's name does not say it."""
+"""Names of a layer's inputs outside the residual stream, for channels whose own names are unclear."""
 
 
 @dataclass
 class _Layout:
-    """The places of a layer's nodes in a panel, and the shapes drawn so far. `last` is the node of the result."""
+    """The positions of a layer's nodes in a panel, and the shapes drawn so far. `last` is the number of the output
+    node."""
 
     nodes: Mapping[int, Junction]
     spots: Mapping[int, NodePlace]
@@ -67,22 +68,22 @@ class _Layout:
         return self.boxes[number].width / 2
 
     def branch(self, source: int | str) -> float:
-        """The height at which wires branch off the wire above a source."""
+        """The y at which wires branch off the wire above a source."""
         return (self.bottom + 1 if isinstance(source, str) else self.tops[self.spots[source].row]) - BRANCH
 
     def entry(self, number: int) -> float:
-        """The height at which wires from the side join the wire that enters a node from below."""
+        """The y at which wires from the side join the wire that enters a node from below."""
         row = self.spots[number].row
         return self.tops[row] + self.heights[row] + BRANCH
 
     def blocked(self, source: int, end: int) -> bool:
-        """Whether a node stands in the row of `end` between it and the column of `source`."""
+        """Whether another node lies in the row of `end`, between `end` and the column of `source`."""
         row, (first, last) = self.spots[end].row, sorted((self.spots[end].column, self.spots[source].column))
         return any(each.row == row and first < each.column < last for each in self.spots.values())
 
 
 def draw_panel(group: AlikeLayers, width: float, look: Styling = PLAIN) -> DrawnBox:
-    """Draw a panel whose boxes are `width` wide, or less if several stand side by side."""
+    """Draw a panel. Its boxes are `width` wide, or narrower if several stand side by side."""
     layout = _lay_out(group, width, look)
     for number in layout.nodes:
         x, y = layout.center(number)
@@ -115,7 +116,7 @@ def _lay_out(group: AlikeLayers, width: float, look: Styling) -> _Layout:
 
 
 def weigh(node: Junction, elements: Mapping[str, Element]) -> float:
-    """Weigh a node by its size: the main chain goes through the largest nodes."""
+    """Return a node's weight by the size of its box. The main chain follows the heaviest nodes."""
     element = elements.get(node.part)
     return 0.1 if element is None else 1.0 if is_thin(element) else 10.0
 
@@ -154,7 +155,7 @@ def _draw_factor(sign: str) -> DrawnBox:
 
 
 def _draw_outside(name: str) -> DrawnBox:
-    """Draw what a node reads from outside the layer: an encoder's output, another layer's keys."""
+    """Draw an input from outside the layer, such as an encoder's output or another layer's keys."""
     size = measure_text(name, SMALL) + 2 * PAD
     box = Box(0, 0, size, 22, "", "line", 11, dashed=True)
     return DrawnBox((box, Label(size / 2, 15.3, name, SMALL, color="muted", anchor="middle")), size, 22)
@@ -164,7 +165,7 @@ def _draw_outside(name: str) -> DrawnBox:
 
 
 def _goes_straight(spots: Mapping[int, NodePlace], source: int | str, end: int) -> bool:
-    """Whether nothing stands in the column of `end` between it and its source."""
+    """Whether `source` and `end` are in one column with no node between them."""
     start, own = _spot(spots, source), spots[end]
     between = (each for each in spots.values() if each.column == own.column and start.row < each.row < own.row)
     return start.column == own.column and start.row < own.row and not any(between)
@@ -175,7 +176,7 @@ def _spot(spots: Mapping[int, NodePlace], source: int | str) -> NodePlace:
 
 
 def list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, NodePlace]) -> dict[tuple[int | str, int], int]:
-    """List the wires that pass around nodes of the main column, each with its lane."""
+    """Assign lanes to the wires, as (source, end), that pass around nodes of the main column."""
     wires = [(source, node.number) for node in nodes.values() for source in node.sources]
     around = [
         (source, end)
@@ -196,7 +197,7 @@ def _draw_wires(layout: _Layout) -> None:
 
 
 def _route(layout: _Layout, source: int | str, end: int) -> tuple[tuple[float, float], ...]:
-    """Find the points of a wire."""
+    """Return the points of a wire."""
     x, y = layout.center(end)
     below = y + layout.boxes[end].height / 2
     start = layout.centers[_spot(layout.spots, source).column]
@@ -222,7 +223,7 @@ def _route(layout: _Layout, source: int | str, end: int) -> tuple[tuple[float, f
 
 
 def _frame(group: AlikeLayers, layout: _Layout, look: Styling) -> DrawnBox:
-    """Put a panel around a layer, with its kinds as a heading."""
+    """Draw the panel around a layer, with the layer's kinds as heading."""
     right = max(shape.extent.right for shape in layout.shapes)
     x = layout.centers[0]
     layout.shapes.append(Stroke(((x, layout.bottom + 14), (x, layout.bottom - 4)), "wire"))

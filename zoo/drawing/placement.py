@@ -1,4 +1,5 @@
-"""Place the nodes of a layer. The row is the longest path from the input; parallel chains get columns of their own."""
+"""Place the nodes of a layer in a grid. A node's row is its longest path from the input; parallel chains get columns of
+their own."""
 
 from __future__ import annotations
 
@@ -10,15 +11,14 @@ from zoo.drawing.wiring import STREAM, Junction
 
 @dataclass(frozen=True)
 class NodePlace:
-    """The place of a node: its row, from 0 at the layer's input, and its column, from 0 for the main chain."""
+    """The position of a node: its row, from 0 at the layer's input, and its column, from 0 for the main chain."""
 
     row: int
     column: int
 
 
 def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
-    """Add a node for each value that a node reads from outside the layer. It has no sources, and stands before its
-    reader."""
+    """Add a node for each value that is read from outside the layer. The new node has no sources."""
     found: list[Junction] = list(nodes)
     for at, node in enumerate(nodes):
         sources: list[int | str] = []
@@ -32,8 +32,8 @@ def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
 
 
 def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: int) -> dict[int, NodePlace]:
-    """Place every node. The main chain, in column 0, is the heaviest path from the input to the node `last`. Every
-    other chain gets a column that is free in its rows. Values from outside stand beside their reader."""
+    """Place every node. The main chain, in column 0, is the heaviest path from the input to the node `last`. Each other
+    chain gets a column that is free in its rows. A value from outside the layer is in its reader's row."""
     rows = _find_rows(nodes)
     readers = {node.number: [each.number for each in nodes if node.number in each.sources] for node in nodes}
     for node in nodes:
@@ -71,7 +71,7 @@ def _find_rows(nodes: Sequence[Junction]) -> dict[int, int]:
 
 
 def _weigh_ways(nodes: Sequence[Junction], weights: Mapping[int, float]) -> dict[int, float]:
-    """Weigh the heaviest way from the input to each node."""
+    """Compute the weight of the heaviest path from the input to each node."""
     ways: dict[int, float] = {}
     for node in sorted(nodes, key=lambda each: bool(each.sources)):
         before = max((ways[each] for each in node.sources if isinstance(each, int)), default=0.0)
@@ -80,7 +80,8 @@ def _weigh_ways(nodes: Sequence[Junction], weights: Mapping[int, float]) -> dict
 
 
 def _follow(by_number: Mapping[int, Junction], ways: Mapping[int, float], end: int, placed: set[int]) -> list[int]:
-    """Follow a node's heaviest way back, as far as nodes are not placed. What comes from outside is no part of it."""
+    """Follow the heaviest path back from `end` until a node that is `placed`. Values from outside the layer are
+    skipped."""
     found = [end]
     while True:
         sources = (each for each in by_number[found[-1]].sources if isinstance(each, int) and by_number[each].sources)
@@ -91,7 +92,7 @@ def _follow(by_number: Mapping[int, Junction], ways: Mapping[int, float], end: i
 
 
 def _find_column(taken: list[list[tuple[int, int]]], rows: tuple[int, int]) -> int:
-    """Find the first column after the main one that is free in these rows, and take it."""
+    """Find the first column after the main one that is free in the rows (first, last), and mark it as taken there."""
     for at, held in enumerate(taken):
         if all(rows[1] < low or high < rows[0] for low, high in held):
             held.append(rows)
@@ -101,7 +102,7 @@ def _find_column(taken: list[list[tuple[int, int]]], rows: tuple[int, int]) -> i
 
 
 def assign_lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
-    """Assign a lane to each span of rows, short spans first, so that spans in a lane do not overlap."""
+    """Assign a lane to each span of rows, short spans first. Spans in one lane do not overlap."""
     lanes: list[list[tuple[float, float]]] = []
     found = [0] * len(spans)
     for at in sorted(range(len(spans)), key=lambda each: (spans[each][1] - spans[each][0], spans[each])):

@@ -1,4 +1,4 @@
-"""Write a scene as PNG or PDF by matplotlib, which only this module imports."""
+"""Write a scene as PNG or PDF with matplotlib, which only this module imports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.drawing.vector import shorten_for_head
 from zoo.untrusted.printable import escape_controls
 
 SHARPNESS = 2
-"""Pixels of a PNG for a unit of its scene."""
+"""Pixels of a PNG per unit of its scene."""
 
 
 def write_raster(scene: Scene, form: str, *, dark: bool = False, sharpness: float = SHARPNESS) -> bytes:
@@ -98,8 +98,8 @@ def _draw_text(label: Label, colour: str) -> Any:
 
 @cache
 def load_font(name: str) -> Any:
-    """Register a weight of the font with matplotlib, which reads only TrueType files. Letters missing from the font are
-    drawn in matplotlib's own."""
+    """Register a weight of the font (`regular` or `bold`) with matplotlib, as a TrueType file, the only format that it
+    reads. Letters that the font lacks are drawn in matplotlib's own font."""
     from fontTools.ttLib import TTFont
     from matplotlib.font_manager import FontProperties, fontManager
 
@@ -114,5 +114,6 @@ def load_font(name: str) -> Any:
 
 @cache
 def _font_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the process's life: matplotlib reads its files when it draws."""
+    """Make a temporary folder for the font files. It lasts as long as the process, because matplotlib reads them when
+    it draws."""
     return tempfile.TemporaryDirectory(prefix="zoo-font-")

@@ -1,7 +1,7 @@
-"""A scene: boxes, labels and strokes with their geometry, which writers turn into SVG, PNG or PDF.
+"""Define a scene: boxes, labels and strokes with their geometry, which writers turn into SVG, PNG or PDF.
 
-Units are CSS pixels, x to the right and y downwards. Colours are names in the palette (`zoo.drawing.palette`), so that
-a scene can be drawn in light and in dark.
+Units are CSS pixels, x to the right and y downwards. Colours are names in the palette (`zoo.drawing.palette`): a scene
+can be drawn in light and in dark mode.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle with rounded corners. `fill` and `line` are colours ("" for none). `tip` is the tooltip. `name` names
-    the content (`attention`, say) for pages with scripts."""
+    """A rectangle with rounded corners. `fill` and `line` are colours ("" for none). `tip` is the tooltip. `name`
+    identifies the content for scripts on a page (`attention`, say)."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """A line of text. x is its start, middle or end, as `anchor` says; y is its baseline."""
+    """A line of text. `anchor` says whether x is its start, middle or end; y is its baseline."""
 
     x: float
     y: float
@@ -59,7 +59,7 @@ class Label:
     color: str = "ink"
     anchor: str = "start"
     upright: bool = True
-    """False for a text that is turned by 90° and reads upwards."""
+    """False for text that is turned by 90° and reads upwards."""
 
     def shift(self, dx: float, dy: float) -> Label:
         return replace(self, x=self.x + dx, y=self.y + dy)
@@ -79,7 +79,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line through `points`, with corners of `radius`; with `arrow` it ends in an arrow head."""
+    """A line through `points`, with corners rounded by `radius`. With `arrow` it ends in an arrow head."""
 
     points: tuple[tuple[float, float], ...]
     color: str = "wire"
@@ -119,7 +119,7 @@ Shape = Box | Label | Stroke | Polygon
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture of `width` × `height`. `title` and `description` are read to people who cannot see it."""
+    """A picture of `width` × `height`. `title` and `description` are for screen readers."""
 
     width: float
     height: float
@@ -134,13 +134,13 @@ def shift_items(items: Iterable[Shape], dx: float, dy: float) -> list[Shape]:
 
 
 def find_extent(items: Sequence[Shape]) -> Extent:
-    """Find the rectangle that holds all items."""
+    """Return the smallest rectangle that contains all items."""
     lefts, tops, rights, bottoms = zip(*(item.extent for item in items), strict=True)
     return Extent(min(lefts), min(tops), max(rights), max(bottoms))
 
 
 def frame_items(items: Sequence[Shape], title: str, description: str = "", margin: float = 20) -> Scene:
-    """Make a scene that holds all items, with a margin around them."""
+    """Make a scene that contains all items, with a margin around them."""
     found = find_extent(items)
     moved = shift_items(items, margin - found.left, margin - found.top)
     width, height = found.right - found.left + 2 * margin, found.bottom - found.top + 2 * margin
@@ -148,7 +148,7 @@ def frame_items(items: Sequence[Shape], title: str, description: str = "", margi
 
 
 def round_corners(points: Sequence[tuple[float, float]], radius: float) -> list[tuple[str, tuple[float, ...]]]:
-    """Turn a line into steps of a path: ("M", point), ("L", point) and ("Q", corner and end) at rounded corners."""
+    """Turn a line into path commands: ("M", point), ("L", point), and ("Q", corner and end) at rounded corners."""
     steps: list[tuple[str, tuple[float, ...]]] = [("M", points[0])]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         start, end = _towards(corner, before, radius), _towards(corner, after, radius)
@@ -157,7 +157,7 @@ def round_corners(points: Sequence[tuple[float, float]], radius: float) -> list[
 
 
 def _towards(start: tuple[float, float], end: tuple[float, float], length: float) -> tuple[float, float]:
-    """Find the point at `length` from start on the way to end, at most half-way."""
+    """Return the point at `length` from start on the way to end, at most half-way."""
     across, down = end[0] - start[0], end[1] - start[1]
     whole = (across**2 + down**2) ** 0.5
     part = min(length, whole / 2) / whole if whole else 0.0

@@ -16,14 +16,14 @@ from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, Sized, Spec, components
 
 BoxPlace = tuple[str, str | None, str]
-"""A tower, a kind of layer (None outside layers), and the name of a part there; outside layers, that of its part too:
-`head.out`."""
+"""Key of a box: its tower, its kind of layer (None outside layers), and the path of its part there. Outside layers the
+path may have two names: `head.out`."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A box's share of the model, over all its layers. FLOPs are a token's forward pass, the mean over the context;
-    `cache` is the bytes of one sequence, states included."""
+    """A box's cost, summed over all layers of its kind. `flops` are the FLOPs of a token's forward pass, averaged over
+    the context. `cache` is the bytes of all sequences, states included."""
 
     params: int = 0
     active: int = 0
@@ -35,8 +35,8 @@ class Share:
 
 
 def list_boxes(block: Any, d_model: int) -> dict[str, Any]:
-    """List the parts of a layer that are drawn as boxes: the block's parts, with the mixers of a part that is several
-    of them in its place, as `attention.softmax`."""
+    """List the parts of a layer that are drawn as boxes, by name. A part that consists of several mixers is replaced by
+    its mixers, such as `attention.softmax`."""
     found = {}
     for name, part in block.parts(d_model).items():
         spec, width = (part.spec, part.d_model) if isinstance(part, Sized) else (part, d_model)
@@ -47,7 +47,7 @@ def list_boxes(block: Any, d_model: int) -> dict[str, Any]:
 
 
 def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
-    """Price every part of every kind of layer, and of the towers outside their layers."""
+    """Price every box: each part of each kind of layer, and each part of a tower outside its layers."""
     table, context = tabulate(spec), setup.tokens(spec)
     rows: dict[BoxPlace, list[Any]] = defaultdict(list)
     boxes = {
@@ -78,13 +78,13 @@ def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
 
 
 def find_name(row: PartRow | AttentionRow) -> str:
-    """Find the path of a row of the cost table inside its layer, or inside its tower."""
+    """Return the path of a cost table's row inside its layer, or inside its tower."""
     path = row.path.removeprefix(f"{row.where}.") if row.where else row.path
     return path.removeprefix(f"blocks.{row.kind}.")
 
 
 def price_caches(spec: Any, setup: Setup) -> dict[BoxPlace, float]:
-    """Price the caches and states of each kind of layer, for the parts that hold them."""
+    """Compute the bytes of caches and states of each kind of layer, for the parts that hold them."""
     context, found = setup.tokens(spec), defaultdict(float)
     crossed_bytes = DTYPES[setup.cached] * memory_tokens(context, setup.engine)
     for row in list_cache_rows(spec, setup):
@@ -98,7 +98,8 @@ def price_caches(spec: Any, setup: Setup) -> dict[BoxPlace, float]:
 
 
 def _divide(parts: Mapping[str, Any], kept: str, crosses: bool, d_model: int) -> dict[str, float]:
-    """Divide what a layer keeps among its parts, by the values that each keeps itself or in what it holds."""
+    """Divide a layer's `kept` values ("cache" or "state") among its parts, as fractions. A part counts the values of
+    its own, or else of the components inside it."""
     sizes = {}
     for name, part in parts.items():
         inner, role = (part.spec, part.role) if isinstance(part, Sized) else (part, "")

@@ -11,27 +11,27 @@ from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.scene import Box, Label, Shape, Stroke, shift_items
 
 PLATE, SEAM = 26.0, 4.0
-"""Height of a plate, which stands for a run of layers, and the space between two."""
+"""Height of a plate, which stands for a run of layers, and the space between two plates, in pixels."""
 
 RISE = 20.0
 MOST_PLATES = 14
-"""Plates up to which a pattern is drawn as plates; longer ones are drawn with a cell for each layer."""
+"""Maximum number of plates. A longer pattern is drawn with a cell for each layer."""
 
 MOST_CELLS, TALLEST = 160, 420.0
-"""Layers up to which each has a cell, and the height of all cells together."""
+"""Maximum number of layers with a cell each, and the height of all cells together in pixels."""
 
 LANE, BRACKET = 14.0, 5.0
-"""Distances from the column: of the way round it of what stands beside the stream, and of the bracket over layers that
-read it."""
+"""Distances from the column, in pixels: of the wires of boxes outside the residual stream, and of the bracket around
+the layers."""
 
 INSET = 6.0
 TIMES = 34.0
-"""Space at the right for how often runs repeat."""
+"""Space at the right for numbers of repetitions, in pixels."""
 
 
 def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: str = "tokens") -> DrawnBox:
-    """Draw a tower's column, `width` wide, with the input at the bottom and below it what layers read besides the
-    stream."""
+    """Draw a tower's column, `width` wide. The input is at the bottom; below it are the layers' inputs outside the
+    residual stream."""
     middle = _draw_layers(tower, width, look)
     pieces = [
         *[draw_box(each, width, look) for each in reversed(tower.after)],
@@ -66,7 +66,7 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
 
 
 def _draw_beside_wires(y: float, top: float, height: float, width: float, read: float | None) -> list[Shape]:
-    """Draw the wires of a box that stands beside the stream at y. One leads from the box to a bracket around all layers
+    """Draw the wires of a box at y, outside the residual stream. One leads from the box to a bracket around all layers
     (from `top`, `height` high). If the box reads the stream, another leads to it from the stream at y = `read`."""
     bracket = ((0.0, top), (-BRACKET, top), (-BRACKET, top + height), (0.0, top + height))
     entry = top + height / 2
@@ -88,7 +88,7 @@ def _draw_layers(tower: TowerPlan, width: float, look: Styling) -> DrawnBox:
 
 
 def _draw_plates(tower: TowerPlan, width: float, look: Styling) -> DrawnBox:
-    """Draw a plate for each run of equal layers, from the last above to the first below, and frames around repeats."""
+    """Draw a plate for each run of equal layers, the first at the bottom, and frames around repeats."""
     shapes: list[Shape] = []
     y = 0.0
     for fold in reversed(tower.folds):
@@ -127,7 +127,8 @@ def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float, look: Sty
 
 
 def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
-    """Draw a cell for each layer, the first below, with numbers beside; of a very deep tower, cells of many layers."""
+    """Draw a cell for each layer, the first at the bottom, with layer numbers. In a very deep tower a cell stands for
+    several layers."""
     count = min(len(tower.pattern), MOST_CELLS)
     size = min(9.0, TALLEST / count)
     left, right = 30.0, width - 30.0

@@ -1,4 +1,4 @@
-"""Draw a model's pattern over depth: a column of cells for each layer, its mixer above its feed-forward."""
+"""Draw a model's pattern of layers: a column of cells for each layer, its mixer above its feed-forward."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from zoo.drawing.model_figure import EDGE, WIDTH, describe_model, draw_header, d
 from zoo.drawing.scene import Box, Label, Scene, Shape, shift_items
 
 CELL, WIDEST = 26.0, 26.0
-"""Height of a cell, and the most that a layer's cells are wide."""
+"""Height of a cell, and maximum width of a layer's cells, in pixels."""
 
 MOST = 370
-"""Layers that have cells of their own. Of a deeper tower every n-th layer is drawn."""
+"""Maximum number of layers with cells. Of a deeper tower every n-th layer is drawn."""
 
 ROW = 18.0
 
 
 def draw_strip(plan: ModelPlan) -> Scene:
-    """Draw the pattern over depth of every tower, with a key to its kinds of layer."""
+    """Draw the layer pattern of every tower, with a key to the kinds of layer."""
     shapes, y = draw_header(plan, WIDTH)
     for tower in plan.towers:
         drawn = draw_tower_strip(tower, WIDTH - 2 * EDGE, titled=len(plan.towers) > 1)
@@ -64,8 +64,8 @@ def draw_tower_strip(tower: TowerPlan, width: float, *, titled: bool = False, ke
 
 
 def list_colors(layer: LayerPlan) -> list[str]:
-    """List the colours of a layer's cells, starting with the last part; norms and bare weights have none. A mixer with
-    a window is paler."""
+    """List the colours of a layer's cells, from its last part to its first. Norms and bare weights have no cell. A
+    mixer with a window is paler."""
     colors = [each.color if each.local else f"{each.color}-line" for each in reversed(_list_large(layer))]
     return colors or ["other-line"]
 
@@ -76,7 +76,7 @@ def _list_large(layer: LayerPlan) -> list[Element]:
 
 
 def _list_facts(layer: LayerPlan) -> list[str]:
-    """List the facts of a layer's large parts, each once."""
+    """List the facts of a layer's large parts, without repetition."""
     found: list[str] = []
     for each in _list_large(layer):
         if each.experts:
@@ -86,7 +86,7 @@ def _list_facts(layer: LayerPlan) -> list[str]:
 
 
 def _draw_key(layer: LayerPlan, facts: list[str], width: float) -> list[Shape]:
-    """Draw a line for a kind of layer: its colours, its name and parts, then as many facts as have room."""
+    """Draw the key of a kind of layer in one line: colours, name, parts, then as many facts as fit."""
     colors = list_colors(layer)
     size = 12 / len(colors)
     shapes: list[Shape] = [

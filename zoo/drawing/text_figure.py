@@ -14,7 +14,7 @@ from zoo.drawing.strip import list_colors
 from zoo.drawing.wiring import STREAM, Junction
 
 Line = list[tuple[str, str]]
-"""A line: texts, each with the palette's colour that it has."""
+"""A line of text: pieces, each with its palette colour."""
 
 STYLES = {
     "attention": "bold blue",
@@ -26,18 +26,18 @@ STYLES = {
     "title": "bold",
     "muted": "dim",
 }
-"""How rich shows the colours."""
+"""Styles in which the library rich shows the palette's colours."""
 
 SIGNS = {"+": "⊕", "×": "⊗", "‖": "⊞"}
 
 
 def write_text(lines: list[Line]) -> str:
-    """Write lines without colours."""
+    """Join lines to plain text, without colours."""
     return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
 
 
 def draw_text(plan: ModelPlan, look: Styling = PLAIN) -> list[Line]:
-    """Draw a model as text, from the output above to the input below. A look adds its notes to the names of boxes."""
+    """Draw a model as text, from the output at the top to the input. `look` adds its notes to the titles of boxes."""
     lines = _draw_header(plan)
     for tower in plan.towers:
         lines += [[], *_draw_tower(tower, look, titled=len(plan.towers) > 1)]
@@ -45,7 +45,8 @@ def draw_text(plan: ModelPlan, look: Styling = PLAIN) -> list[Line]:
 
 
 def draw_text_strip(plan: ModelPlan) -> list[Line]:
-    """Draw the pattern over depth: a column for each layer, from left to right; ▒ marks a mixer with a window."""
+    """Draw the pattern of layers as text: a column for each layer, from left to right. ▒ marks a mixer with a
+    window."""
     lines = _draw_header(plan)
     for tower in plan.towers:
         colors = {layer.kind: list_colors(layer) for layer in tower.layers}
@@ -130,7 +131,8 @@ def _draw_lanes(
     own: list[int],
     corner: str,
 ) -> str:
-    """Draw the lanes beside a line: those that pass its level, and its `own`, which turn into it by a `corner`."""
+    """Draw the lanes at the left of a text line: those that pass the height `level`, and those in `own`, which turn into
+    the line with a `corner`."""
     passing = {
         lane
         for (source, end), lane in lanes.items()

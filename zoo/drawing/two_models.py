@@ -1,4 +1,4 @@
-"""Draw two models side by side: differences are highlighted, and costs are compared below."""
+"""Draw two models side by side, with differences highlighted and costs compared below."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.drawing.strip import draw_tower_strip
 from zoo.units import format_count, format_si
 
 BOX = 258.0
-"""Width of boxes: two figures beside each other are then 700 wide."""
+"""Width of boxes in pixels. Two figures side by side are then 700 wide."""
 
 MIDDLE = 28.0
 TITLE = 17.0
@@ -28,8 +28,8 @@ Line = list[tuple[str, str]]
 
 
 class Difference(NamedTuple):
-    """An element of one model that differs in the other: its tower and kind of layer, the element, and what differs: ""
-    for the whole, "title", or a fact."""
+    """A difference of an element from the other model's: tower, kind of layer, element, and `what` differs: "" for the
+    whole element, "title", or the text of a fact."""
 
     where: str
     kind: str
@@ -64,7 +64,8 @@ def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
 
 
 def compare_elements(element: Element, other: Element | None) -> list[str]:
-    """List what another element lacks of this one: "" if everything, "title", or texts of rows."""
+    """List how an element differs from the other: "" and "title" for another or no component, and the facts that
+    `other` lacks."""
     if other is None:
         return ["", "title"]
     found = [] if element.title == other.title else ["", "title"]
@@ -82,14 +83,15 @@ def _name_ends(tower: TowerPlan) -> dict[str, Element]:
 
 
 def _match(group: AlikeLayers, others: Sequence[AlikeLayers], at: int) -> AlikeLayers | None:
-    """Find the group of the other model that stands for this one: of a kind of its name, else at its place."""
+    """Find the other model's counterpart of a group: one with a kind of the same name, else the one at the same
+    index."""
     kinds = {layer.kind for layer in group.layers}
     named = (each for each in others if kinds & {layer.kind for layer in each.layers})
     return next(named, others[at] if at < len(others) else None)
 
 
 def draw_beside(plan: ModelPlan, other: ModelPlan) -> Scene:
-    """Draw two models side by side, and their costs below."""
+    """Draw two models side by side, with their costs below."""
     left, right = _draw_half(plan, other), _draw_half(other, plan)
     width = left.width + MIDDLE + right.width + 2 * EDGE
     shapes = [*shift_items(left.shapes, EDGE, EDGE), *shift_items(right.shapes, EDGE + left.width + MIDDLE, EDGE)]
@@ -104,7 +106,7 @@ def draw_beside(plan: ModelPlan, other: ModelPlan) -> Scene:
 
 
 def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
-    """Draw one of two models in a column: its name, its pattern over depth, the panels of its layers."""
+    """Draw one of two models in a column: name, pattern of layers, panels of layers."""
     differences = find_differences(plan, other)
     patterns = {tower.where: tower.pattern for tower in other.towers}
     bodies: list[DrawnBox] = []
@@ -144,7 +146,7 @@ def _draw_half(plan: ModelPlan, other: ModelPlan) -> DrawnBox:
 
 
 def list_costs(plan: ModelPlan, other: ModelPlan) -> list[tuple[str, str, str, str]]:
-    """List the costs of two models: the name, both values, and the change from the first to the second."""
+    """List the costs of two models, each as (name, first value, second value, change)."""
     first, second = sum_shares(plan), sum_shares(other)
     tokens = plan.figures["kv_cache"]["tokens"]
     rows = [
@@ -177,7 +179,7 @@ def _draw_costs(plan: ModelPlan, other: ModelPlan, width: float) -> list[Shape]:
 
 
 def list_differences(plan: ModelPlan, other: ModelPlan) -> list[Line]:
-    """List the differences, for a terminal: what each model has and the other lacks, then the costs."""
+    """List the differences of two models for a terminal: what each has and the other lacks, then the costs."""
     lines: list[Line] = []
     for one, two in ((plan, other), (other, plan)):
         lines.append([(one.title, "title")])

@@ -10,13 +10,13 @@ from zoo.drawing.scene import Box, Label, Polygon, Scene, Shape, Stroke, arrow_h
 from zoo.untrusted.printable import escape_controls
 
 CLASS = "zoo-drawing"
-"""The class of a drawing's element. `light` or `dark` beside it overrules the reader's scheme."""
+"""CSS class of a drawing. The class `light` or `dark` added to it overrides the reader's colour scheme."""
 
 
 def write_svg(scene: Scene, *, scheme: str = "", inline: bool = False) -> str:
-    """Write a scene as an SVG document, with its font and colours.
+    """Return a scene as an SVG document, with font and colours.
 
-    `scheme` is `light`, `dark` or "" (the reader's). With `inline` the result is an element for a page that has
+    `scheme` is `light`, `dark` or "" (the reader's). With `inline` the result is an element for a page with
     `write_page_style()` in a `<style>`: many drawings then share one copy of the font.
     """
     used = {colour for item in scene.items for colour in _colours(item)} | {"paper"}
@@ -35,12 +35,12 @@ def write_svg(scene: Scene, *, scheme: str = "", inline: bool = False) -> str:
 
 
 def write_page_style() -> str:
-    """Write the CSS that inline drawings of a page need: the font, and every colour."""
+    """Return the CSS that inline drawings need once per page: the font, and every colour."""
     return write_font_face() + write_style("." + CLASS, set(COLOURS))
 
 
 def write_font_face() -> str:
-    """Write the CSS that embeds the font, regular and bold."""
+    """Return the CSS that embeds the font, regular and bold."""
     font = read_font()
     return "".join(
         f"@font-face{{font-family:{font['family']};font-weight:{weight};"
@@ -50,7 +50,7 @@ def write_font_face() -> str:
 
 
 def write_html(scene: Scene, *, scheme: str = "") -> str:
-    """Write a scene as an HTML page, as wide as the window but no wider than the scene."""
+    """Return a scene as an HTML page, as wide as the window but no wider than the scene."""
     paper, dark = COLOURS["paper"]
     ground = f"body{{margin:0;background:{dark if scheme == 'dark' else paper}}}"
     ground += "" if scheme else f"@media (prefers-color-scheme:dark){{body{{background:{dark}}}}}"
@@ -95,7 +95,7 @@ def _write_box(box: Box) -> str:
 
 
 def _write_label(label: Label) -> str:
-    """Write a text. Its length is stated, so that it fits also where another font is shown."""
+    """Write a text as SVG. `textLength` states its width: it fits even in another font."""
     anchor = "" if label.anchor == "start" else f' text-anchor="{label.anchor}"'
     weight = ' font-weight="600"' if label.bold else ""
     x, y = _n(label.x), _n(label.y)
@@ -119,8 +119,7 @@ def _write_stroke(stroke: Stroke) -> str:
 
 
 def shorten_for_head(stroke: Stroke) -> list[tuple[float, float]]:
-    """List the points of a stroke. If it has an arrow head, the line ends inside the head, so that the tip stays
-    sharp."""
+    """List the points of a stroke. With an arrow head, the line ends inside the head, so that the tip stays sharp."""
     points = list(stroke.points)
     if stroke.arrow:
         _, (ax, ay), (bx, by) = arrow_head(points)
@@ -133,5 +132,5 @@ def _text(text: str) -> str:
 
 
 def _n(value: float) -> str:
-    """Write a number with at most two decimals."""
+    """Format a number with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

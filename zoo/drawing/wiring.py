@@ -1,4 +1,5 @@
-"""Find how a layer's parts are wired, from its own forward pass: which part reads which, and where values are added.
+"""Trace how a layer's parts are connected, from its own forward pass: which part reads which, and where values are
+added.
 
 The pass is the one that prices activations (`zoo.costs.activations`), on tensors without values. Its operations are
 collapsed to the layer's parts and to the sums between them, so a new kind of block is drawn without changes.
@@ -18,23 +19,23 @@ from zoo.drawing.shares import list_boxes
 from zoo.spec import Sized, Spec
 
 TOKENS = 16
-"""Tokens of the traced row: wiring does not depend on their number."""
+"""Tokens of the traced sequence. The connections do not depend on their number."""
 
 STREAM = "stream"
-"""The source of what reads the layer's input."""
+"""Name of the layer's input, the residual stream, among a node's sources."""
 
 WEIGHT = ""
-"""What stands for an operation that reads weights alone."""
+"""Marker of an operation that reads weights alone."""
 
 JOINS = {"add": "+", "addcmul": "+", "sub": "+", "baddbmm": "+", "mul": "×", "div": "×", "cat": "‖", "stack": "‖"}
-"""The sign of a place where values join, by operation."""
+"""Signs of nodes at which values join, by operation."""
 
 
 @dataclass(frozen=True)
 class Junction:
-    """A node of a layer: a `part` of the block, a place where several values join (`sign`), or a constant factor, whose
-    sign is `× 0.22`. `sources` are the numbers of other nodes; STREAM for the layer's input, "memory" for an encoder's
-    output, or a channel's name."""
+    """A node of a layer: a `part` of the block, a place where several values join (`sign`), or a constant factor
+    (`sign` is `× 0.22`, say). `sources` are numbers of other nodes, STREAM for the layer's input, "memory" for an
+    encoder's output, or a channel's name."""
 
     number: int
     part: str = ""
@@ -43,7 +44,7 @@ class Junction:
 
 
 class ModelWires(NamedTuple):
-    """The nodes of each kind of layer, first to last, by tower and kind; and by tower the operations before, beside and
+    """The nodes of each kind of layer in order, by (tower, kind), and the operations of each tower before, beside and
     after its layers (`TowerTrace.ends`)."""
 
     layers: dict[tuple[str, str], tuple[Junction, ...]]
@@ -51,7 +52,8 @@ class ModelWires(NamedTuple):
 
 
 def wire_model(spec: Any) -> ModelWires:
-    """Wire a model. A tower whose pass cannot be traced is drawn as the parts that it lists, one after the other."""
+    """Trace the connections in a model's layers. A layer that cannot be traced is drawn as a chain of the parts that it
+    lists."""
     found = ModelWires({}, {})
     shape, memory = PassShape(min(TOKENS, spec.max_seq_len)), None
     with taping("cpu") as tape:
@@ -77,7 +79,8 @@ def _chain(parts: Iterable[str]) -> tuple[Junction, ...]:
 
 
 def _find_owner(path: tuple[str, ...], parts: Collection[str]) -> str:
-    """Find the part that an operation belongs to; "" for the layer itself, and for what joins mixers of one part."""
+    """Return the part that an operation belongs to. "" for the layer itself, and for an operation that joins the mixers
+    of a part."""
     inner = ".".join(path[:2])
     return inner if inner in parts else "" if any(each.startswith(f"{path[0]}.") for each in parts) else path[0]
 
@@ -109,7 +112,7 @@ def _collapse(nodes: list[TapeNode], result: Any, begun: int, parts: Collection[
 
 
 def say_factor(factor: float) -> str:
-    """Format a constant factor: `× 0.22`, or as a division by a whole number or by √2 where that is shorter."""
+    """Format a constant factor: `× 0.22`, or `÷ 8` and `÷ √2` where division is shorter."""
     whole = 1 / factor if factor else 0.0
     if math.isclose(whole, 2**0.5):
         return "÷ √2"
@@ -118,8 +121,8 @@ def say_factor(factor: float) -> str:
 
 
 def _name_owners(nodes: tuple[Junction, ...], parts: Mapping[str, Any], d_model: int) -> tuple[Junction, ...]:
-    """Name the parts that a layer reaches into directly (a connection's projections) after the part that has them.
-    Nodes of one such part are one, if they read the same."""
+    """Rename inner parts that a layer uses directly (a connection's projections) after the part that contains them.
+    Nodes of one such part are merged if they have the same sources."""
     inner, seen = _list_inner(parts, d_model), Counter[str]()
     kept: list[Junction] = []
     number_of: dict[int, int] = {}
@@ -141,7 +144,8 @@ def _name_owners(nodes: tuple[Junction, ...], parts: Mapping[str, Any], d_model:
 
 
 def _choose_owner(node: Junction, nodes: tuple[Junction, ...], owners: list[str], seen: Counter[str]) -> str:
-    """Choose the part that a name of several belongs to: one that reads it soon after, else each in turn."""
+    """Choose among the parts that contain a node's inner part: one that reads the node soon after, else each in
+    turn."""
     seen[node.part] += 1
     reached, read = {node.number}, []
     for each in nodes[node.number + 1 : node.number + 4]:
@@ -153,7 +157,7 @@ def _choose_owner(node: Junction, nodes: tuple[Junction, ...], owners: list[str]
 
 
 def _list_inner(parts: Mapping[str, Any], d_model: int) -> list[tuple[str, set[str]]]:
-    """List the parts that are components, each with the names of its own parts."""
+    """List the parts that are components, each with the names of its inner parts."""
     inner = (
         (name, part if isinstance(part, Sized) else Sized(part, d_model))
         for name, part in parts.items()
@@ -163,8 +167,8 @@ def _list_inner(parts: Mapping[str, Any], d_model: int) -> list[tuple[str, set[s
 
 
 def _list_sources(node: TapeNode, unit_of: dict[int, int | str], begun: int) -> list[int | str]:
-    """List what an operation reads, each once: units, the stream, channels and an encoder's output. Weights are left
-    out."""
+    """List what an operation reads, without repetition: units, the stream, channels and an encoder's output, but no
+    weights."""
     found: list[int | str] = []
     for source in node.sources:
         if source.node is not None:
@@ -176,7 +180,7 @@ def _list_sources(node: TapeNode, unit_of: dict[int, int | str], begun: int) -> 
 
 
 def _merge_joins(units: list[Junction], end: int | str) -> list[Junction]:
-    """Merge a join that only one join of the same sign reads into it: a sum of three is one sum."""
+    """Merge a join into its only reader if that is a join of the same sign: a sum of three becomes one node."""
     readers: dict[int | str, list[int]] = {}
     for unit in units:
         for source in unit.sources:
@@ -197,7 +201,7 @@ def _merge_joins(units: list[Junction], end: int | str) -> list[Junction]:
 
 
 def _renumber(units: list[Junction], end: int | str) -> tuple[Junction, ...]:
-    """Keep the nodes that the result depends on, numbered in order."""
+    """Keep the nodes on which the result depends, and number them in order."""
     by_number, kept, waiting = {unit.number: unit for unit in units}, set(), [end]
     while waiting:
         number = waiting.pop()
