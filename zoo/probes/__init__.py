@@ -1,1 +1,2 @@
-"""Probes: synthetic tasks that measure one ability of an architecture each, at sizes that a CPU trains in seconds."""
+"""Probes: synthetic tasks, each of which measures one ability of an architecture, at sizes that a CPU trains in
+seconds."""

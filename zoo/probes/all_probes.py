@@ -19,17 +19,18 @@ EVERY: tuple[type[Probe], ...] = (
     *(MQAR, Overwrite, Bind, Needle, Noisy, Fuzzy, Select, Copy, Induction),
     *(Parity, WordZ6, WordS3, WordS5, WordS5Swaps, Hops, Mano, Memorise, Compress),
 )
-"""All probes, in the order of a card."""
+"""All probes, in the order in which a card lists them."""
 
 UNLISTED = (Bind, Noisy, Fuzzy, WordZ6, WordS5, WordS5Swaps, Mano, Compress)
 
 CARD = tuple(each.name for each in EVERY if each not in UNLISTED)
-"""The ten probes of a card by default. Of the word problems it has only S3, the smallest non-commutative group."""
+"""Names of the ten probes of a default card. Of the word problems it includes only S3, the smallest non-commutative
+group."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | None = None) -> Probe:
-    """Make a probe by its name, of the size `card`, `small` or `paper`, with these settings. Raises ConfigError for
-    unknown or impossible ones."""
+    """Make a probe by its name, at the size `card`, `small` or `paper`, with these settings. Raises ConfigError for an
+    unknown name or size, and for unknown or impossible settings."""
     if name not in Probe.kinds:
         hint = name_options(name, Probe.kinds)
         raise ConfigError(f"probe: there is no {name!r}{hint}")

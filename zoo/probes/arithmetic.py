@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""A probe of mental arithmetic: expressions are evaluated without writing down a step."""
+"""Define a probe of mental arithmetic: the model evaluates expressions without writing down a step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ OPERATIONS = (np.add, np.subtract, np.multiply)
 class Mano(Probe, name="mano"):
     """Evaluate an expression modulo p (Allen-Zhu, 2025, "Physics of language models: part 4.1", the task Mano).
 
-    A row is padding and an expression in prefix notation: n operations +, − and ×, each followed by its two operands,
-    and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the operations
-    between two operands. The answer is asked at the last token. The level is n; training draws it from 1 to the highest
-    level. Chance is the probability of the likeliest value, which is the number 0. Controls: attention behind short
-    convolutions must reach levels; without token mixing, which shows the last number alone, answers are right at
-    chance.
+    A sequence is padding and an expression in prefix notation: n operations +, − and ×, each followed by its two
+    operands, and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the
+    operations between two operands. The last token's label is the value. The level is n; training draws n from 1 to the
+    highest level. Chance is the probability of the likeliest value, 0. Controls: attention behind short convolutions
+    must reach levels; without token mixing, which shows the last number alone, accuracy is at chance.
 
-    The source has up to 10 operations and more, and wider models with 12 layers. The steps and width of size `paper`
+    The paper uses more than 10 operations, too, and wider models with 12 layers. The steps and width of size `paper`
     are our choice (`n_layers=12`).
     """
 
@@ -69,7 +68,7 @@ class Mano(Probe, name="mano"):
         return made
 
     def _draw_expression(self, rng: np.random.Generator, operations: int) -> tuple[list[int], int]:
-        """Draw an expression; return its tokens and its value."""
+        """Draw an expression. Return its tokens and its value."""
         if not operations:
             number = int(rng.integers(self.modulus))
             return [number], number
@@ -81,7 +80,7 @@ class Mano(Probe, name="mano"):
 
 @cache
 def find_values(operations: int, modulus: int) -> tuple[float, ...]:
-    """Compute the probability of each value 0 … p − 1 of a random expression with `operations` operations."""
+    """Compute the probability of each value 0 … modulus − 1 of a random expression."""
     if not operations:
         return (1 / modulus,) * modulus
     numbers, found = np.arange(modulus), np.zeros(modulus)

@@ -1,4 +1,4 @@
-"""Run a probe on a model: search the learning rate, then train and report several seeds at a good rate."""
+"""Run a probe on a model: search the learning rate, then train and score several seeds at a good rate."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from zoo.spec import Spec
 
 RATES = tuple(10 ** (-4 + half / 2) for half in range(6))
-"""Learning rates that are tried first: half decades from 1e-4 to 3e-2."""
+"""Learning rates of the first search: half decades from 1e-4 to 3e-2."""
 
 BESIDE = (10**-0.25, 10**0.25)
-"""Factors of the best of RATES that give the two rates tried next."""
+"""Factors of the second search: the best of RATES is multiplied by each."""
 
 Say = Callable[[str], None]
 
@@ -69,12 +69,11 @@ def run_probe(
 ) -> ProbeOutcome:
     """Run a probe on a packaged model, a YAML or a Spec, shrunk to the probe's size.
 
-    `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings` are
-    the probe's (`{"context": 64, "levels": (8,)}`). First a separate seed (SEED) is trained at all `rates` (None:
+    `overrides` change the model; dimensions that they set are not shrunk (`n_layers=1`, `d_model=128`). `settings`
+    change the probe (`{"context": 64, "levels": (8,)}`). First a separate seed (SEED) is trained at all `rates` (None:
     RATES, then two next to the best), then every reported seed at the rate of `choose_rate`. Trainings run in the
-    processes of a `pool` (`open_pool`), if given. With a `folder` each training is stored, so that a killed run
-    resumes. Raises ConfigError for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is
-    below 1.
+    processes of a `pool` (`open_pool`), if given. In a `folder` each training is stored, so that a killed run resumes.
+    Raises ConfigError for an unknown probe or setting, for a model that cannot be shrunk, and if `seeds` is below 1.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: is {seeds} (1 at least)")
@@ -101,7 +100,7 @@ def run_probe(
 
 
 def load_small(model: str | Path | Spec, probe: Probe, overrides: Sequence[str] = ()) -> tuple[Any, str]:
-    """Load a model and shrink it to a probe's size; return its Spec and a label. Raises ConfigError as `shrink`
+    """Load a model and shrink it to a probe's size. Return its Spec and a label. Raises ConfigError as `shrink`
     does."""
     from zoo.run.builder import load_spec
 
@@ -124,7 +123,7 @@ def list_touched(override: str) -> list[str]:
 
 
 def hash_key(spec: Decoder, probe: Probe) -> str:
-    """Hash the architecture and the probe: everything that a training depends on, except learning rate and seed."""
+    """Hash the architecture and the probe: all that a training depends on, except learning rate and seed."""
     from zoo.grammar import to_essentials
 
     text = json.dumps([to_essentials(spec), probe.name, probe.settings()], sort_keys=True)
@@ -141,8 +140,8 @@ def search_rate(
     store: ScoreStore,
     say: Say = lambda line: None,
 ) -> dict[float, dict[str, float]]:
-    """Train the search's seed at every rate and, with `refine`, at two more next to the best. Returns accuracy, loss
-    and seconds by rate."""
+    """Train the seed SEED at every rate and, with `refine`, at two more next to the best. Return accuracy, loss and
+    seconds by rate."""
     chosen: dict[float, dict[str, float]] = {}
 
     def search(some: Iterable[float]) -> None:
@@ -158,18 +157,18 @@ def search_rate(
 
 
 def find_best(chosen: Mapping[float, Mapping[str, float]]) -> float:
-    """Find the learning rate with the best accuracy; among equal accuracies, the lowest loss."""
+    """Return the learning rate with the best accuracy. Among equal accuracies the lowest loss decides."""
     return max(chosen, key=lambda lr: (chosen[lr]["accuracy"], -chosen[lr]["loss"]))
 
 
 SATURATED = 0.02
-"""The fraction of the best accuracy by which that of a rate may be lower, for the rate to be as good."""
+"""Fraction of the best accuracy by which a rate's accuracy may be lower and still count as equally good."""
 
 
 def choose_rate(chosen: Mapping[float, Mapping[str, float]], baseline: float) -> float:
-    """Choose the rate that is nearest to the middle of those as good as the best one, on a log scale; the best one if
-    none learns more than a guess, of accuracy `baseline`. Accuracy saturates: of one seed the best rate is often the
-    last before those that diverge, and there other seeds fail."""
+    """Choose the rate nearest to the middle, on a log scale, of the rates about as good as the best (SATURATED). If no
+    rate is better than a guess of accuracy `baseline`, choose the best. The best rate of one seed is often the last
+    before divergence, where other seeds fail."""
     accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
     if not is_learned(max(accuracy.values()), baseline):
         return find_best(chosen)
@@ -180,8 +179,7 @@ def choose_rate(chosen: Mapping[float, Mapping[str, float]], baseline: float) ->
 @contextmanager
 def open_pool(jobs: int) -> Iterator[Executor | None]:
     """Open a pool of processes with one thread each; None for one job, which runs in this process. Small matrices gain
-    nothing from threads, and stacking the seeds into one model (torch.vmap) gains nothing either (measured in November
-    2026)."""
+    nothing from threads, nor from stacking the seeds into one model with torch.vmap (measured in November 2026)."""
     if jobs == 1:
         from zoo.run.threads import keep_threads
 
@@ -197,7 +195,7 @@ def open_pool(jobs: int) -> Iterator[Executor | None]:
 
 
 def use_one_thread() -> None:
-    """Let torch compute with one thread in this process."""
+    """Limit torch to one thread in this process."""
     from zoo.lazy import torch
 
     torch.set_num_threads(1)
@@ -206,7 +204,7 @@ def use_one_thread() -> None:
 def run_tasks(
     tasks: Sequence[ProbeTraining], pool: Executor | None, store: ScoreStore
 ) -> Iterator[tuple[ProbeTraining, dict[str, Any]]]:
-    """Run the tasks that are not in the store; yield each task with its result, in order."""
+    """Run the tasks that are not in the store. Yield each task with its result, in order."""
     waiting = [pool.submit(run_task, each) if pool and each not in store else None for each in tasks]
     for each, future in zip(tasks, waiting, strict=True):
         if each in store:
@@ -218,7 +216,7 @@ def run_tasks(
 
 
 def run_task(task: ProbeTraining) -> dict[str, Any]:
-    """Train and score one model; return plain data, which can be stored."""
+    """Train and score one model. Return plain data for the store."""
     start = time.monotonic()
     found = _train_and_score(task)
     return {**found, "seconds": round(time.monotonic() - start, 2)}
@@ -247,13 +245,13 @@ def _train_and_score(task: ProbeTraining) -> dict[str, Any]:
 
 
 def count_searched(rates: Sequence[float] | None) -> int:
-    """Count the trainings of the search for the learning rate."""
+    """Count the trainings of the search for the learning rate. None stands for RATES and the refinement."""
     return len(set(rates)) if rates else len(RATES) + len(BESIDE)
 
 
 def predict_seconds(spec: Decoder, probe: Probe, searched: int, seeds: int) -> float:
-    """Predict the seconds of a probe's trainings, one after another in a thread: `searched` for the learning rate, and
-    `seeds` reported ones. STEPS updates are timed after one that is not, and the scoring of a level."""
+    """Predict the seconds of a probe's trainings in one thread: `searched` for the learning rate and `seeds` reported
+    ones. A few updates (STEPS) and the scoring of one level are run and timed."""
     from zoo.probes.training import CHECKED, CHECKS, HELD_OUT, score, train
 
     ends: list[float] = []
@@ -276,7 +274,7 @@ def describe(
     rate: float,
     reports: Sequence[SeedReport],
 ) -> ProbeOutcome:
-    """Make the ProbeOutcome of the reports, with the price of the model."""
+    """Make the ProbeOutcome of a model from the seeds' reports, with the model's price."""
     priced = price(spec, Setup(context=probe.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     trained = tuple(level for level in probe.levels if probe.trains(level))
     idle = find_idle_windows(spec, probe.seq_len)

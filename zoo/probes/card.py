@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOUND = ("probe", "reaches", "steps", "accuracy (guess)", "lr", "lr window")
-"""Columns of results: the hardest level with 90 % accuracy, the accuracy at the hardest trained level, the chosen
-learning rate, and the width of the window around it."""
+"""Columns of results: the hardest level with 90 % accuracy, steps to 90 %, accuracy at the hardest trained level,
+chosen learning rate, and the width of the window of good learning rates."""
 
 LEGEND = (
     "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
@@ -33,10 +33,10 @@ LEGEND = (
     "best is no better than a guess.",
     "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
 )
-"""What the columns of a card are."""
+"""Explanations of a card's columns."""
 
 NOT_TESTED = "not tested"
-"""What stands where a probe was not run on a model."""
+"""Text of a cell whose probe was not run on the model."""
 
 COSTS = ("state", "params", "FLOPs")
 """Columns of costs."""
@@ -53,7 +53,7 @@ def list_costs(outcome: ProbeOutcome) -> list[str]:
 
 
 def group_by_model(outcomes: Sequence[ProbeOutcome]) -> dict[str, list[ProbeOutcome]]:
-    """Group outcomes by the names of their models, in order of first appearance."""
+    """Group outcomes by model name, in order of first appearance."""
     found: dict[str, list[ProbeOutcome]] = {}
     for each in outcomes:
         found.setdefault(name_model(each), []).append(each)
@@ -65,7 +65,7 @@ def name_model(outcome: ProbeOutcome) -> str:
 
 
 def format_reach(outcome: ProbeOutcome) -> str:
-    """Format the level reached (`format_level`) of the hardest one, and bits per parameter if counted."""
+    """Format the level reached and the hardest level (`8 of 16 keys`), with bits per parameter if counted."""
     text = f"{format_level(outcome)} of {max(outcome.chances)} {outcome.level_is}"
     if is_guessed(outcome):
         return f"{text}, no better than a guess"
@@ -76,14 +76,15 @@ def format_reach(outcome: ProbeOutcome) -> str:
 
 
 def format_level(outcome: ProbeOutcome) -> str:
-    """Format the median level reached over seeds, and the range if they differ."""
+    """Format the median over seeds of the level reached, and the range if seeds differ."""
     low, high = min(outcome.reaches), max(outcome.reaches)
     reached = name_level(outcome, outcome.reach)
     return reached if low == high else f"{reached} ({name_level(outcome, low)} to {high})"
 
 
 def format_steps(outcome: ProbeOutcome) -> str:
-    """Format the median over seeds of the steps to 90 %, and their range; `> 600` if 600 steps were not enough."""
+    """Format the median over seeds of the steps to 90 % accuracy, and the range; `> 600` if 600 steps were not
+    enough."""
     if not (steps := outcome.steps_to_solve):
         return "-"
     low, middle, high = (
@@ -94,8 +95,8 @@ def format_steps(outcome: ProbeOutcome) -> str:
 
 
 def format_accuracy(outcome: ProbeOutcome) -> str:
-    """Format the accuracy at the hardest trained level, ± its standard deviation over seeds, and the accuracy of an
-    informed guess."""
+    """Format the mean accuracy at the hardest trained level, ± its standard deviation over seeds, and the accuracy of
+    an informed guess."""
     level = max(outcome.trained)
     middle, deviation = outcome.accuracy(level)
     spread = "" if deviation is None else f" ± {deviation:.3f}"
@@ -103,7 +104,7 @@ def format_accuracy(outcome: ProbeOutcome) -> str:
 
 
 def format_window(outcome: ProbeOutcome) -> str:
-    """Format the width of the window of learning rates, with `≥` if an end was not reached."""
+    """Format the width of the window of good learning rates in decades, with `≥` if an end was not reached."""
     window = outcome.window
     if window is None:
         return "-"
@@ -118,7 +119,7 @@ def list_notes(outcomes: Sequence[ProbeOutcome]) -> list[str]:
 
 
 def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
-    """Format a card as Markdown: a line for each probe and model, grouped by probe, and notes."""
+    """Format a card as Markdown: a row for each probe and model, grouped by probe, then notes."""
     probes = list(dict.fromkeys(each.probe for each in outcomes))
     rows = [
         [name_model(each), *list_found(each), *list_costs(each)]
@@ -129,7 +130,7 @@ def format_card_markdown(outcomes: Sequence[ProbeOutcome]) -> str:
 
 
 def list_tables(outcomes: Sequence[ProbeOutcome]) -> list[TextTable]:
-    """List two tables for each model, of results and of costs."""
+    """List two tables for each model: results and costs."""
     made = []
     for model, own in group_by_model(outcomes).items():
         costs = [[each.probe, *list_costs(each)] for each in own]
@@ -139,7 +140,7 @@ def list_tables(outcomes: Sequence[ProbeOutcome]) -> list[TextTable]:
 
 
 def print_card(outcomes: Sequence[ProbeOutcome]) -> None:
-    """Print the tables of a card, and notes."""
+    """Print a card's tables and notes."""
     print_tables(*list_tables(outcomes))
     print("\n".join(textwrap.fill(note, 112, subsequent_indent="  ") for note in list_notes(outcomes)))
 
@@ -156,10 +157,10 @@ def draw_card(outcomes: Sequence[ProbeOutcome], file: Path) -> None:
 
 
 def make_card(outcomes: Sequence[ProbeOutcome]) -> Figure:
-    """Make a card's figure: a heat map with a row for each model and a column for each probe.
+    """Draw a card as a heat map, with a row for each model and a column for each probe.
 
-    A cell has the level reached, and its range over seeds; its colour is the share of levels passed. A probe that was
-    not run on a model is hatched.
+    A cell shows the level reached and its range over seeds; the colour is the fraction of levels passed. A probe that
+    was not run on a model is hatched.
     """
     models = group_by_model(outcomes)
     probes = {each.probe: each for each in outcomes}
@@ -184,7 +185,7 @@ def make_card(outcomes: Sequence[ProbeOutcome]) -> Figure:
 
 
 def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) -> None:
-    """Draw a cell of a card; None is a probe that was not run."""
+    """Draw a cell of a card. An outcome of None means that the probe was not run."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
@@ -201,13 +202,13 @@ def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) ->
 
 
 def is_guessed(outcome: ProbeOutcome) -> bool:
-    """Whether no level is reached and the accuracy is no better than that of a guess."""
+    """Whether no level is reached and the accuracy at every level is no better than an informed guess."""
     return outcome.reach < min(outcome.chances) and not outcome.learned
 
 
 def make_bars(values: Mapping[str, Mapping[int, float]], metric: str) -> Figure:
-    """Make the figure of a metric of arms: a bar for each arm's mean, a point for each seed. `values` maps arms to
-    values by seed."""
+    """Draw a metric of several arms: a bar for each arm's mean, a point for each seed. `values` are by arm, then
+    seed."""
     axes = make_axes(8, 0.9 + 0.4 * len(values))
     every = [each for seeds in values.values() for each in seeds.values()]
     most = max(every)

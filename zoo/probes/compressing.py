@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""A probe of compression: a whole row is reconstructed from the one vector at its end."""
+"""Define a probe of compression: a whole sequence is reconstructed from one vector, the output at its last token."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ PAD, END = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Compress(OneLength, name="compress"):
-    """Compression (Poli et al., 2024, MAD): reconstruct all tokens of a row from the model's output at the last one.
+    """Compression (Poli et al., 2024, MAD): reconstruct all tokens of a sequence from the model's output at the last
+    token.
 
-    A row is padding, then M letters, each one of V − 2, and an end token. The answer at a letter is the letter; a
-    readout computes it from the end token's vector (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2); the
-    row's most frequent letter is right more often. Controls: attention behind short convolutions must reach levels;
-    without token mixing, which shows the end token alone, answers are right at chance.
+    A sequence is padding, then M letters out of V − 2, and an end token. The answer at a letter is the letter; a
+    readout computes it from the output at the end token (`zoo.probes.readout`). The level is M. Chance is 1/(V − 2); a
+    guess of the sequence's most frequent letter is better. Controls: attention behind short convolutions must reach
+    levels; without token mixing, which shows the end token alone, accuracy is at chance.
 
-    In MAD rows have no padding, and training takes 20,000 steps of 128 rows at width 128.
+    In MAD sequences have no padding, and training takes 20,000 steps of 128 sequences at width 128.
     """
 
     level_is: ClassVar[str] = "letters"

@@ -1,4 +1,4 @@
-"""Run a probe on two models whose results are known: one that must solve it, and one that cannot."""
+"""Run a probe on two control models: one that must solve it, and one that cannot."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 NEGATIVE = ("llama-tiny", "attention=sliding", "window=1")
-"""The negative control of every probe: each token attends to itself alone, so that no token tells of another."""
+"""The negative control of every probe: a model in which each token attends only to itself."""
 
 CONTROL_RATES = (1e-3, 10**-2.5, 1e-2)
-"""Learning rates of controls: the middle of those that a model is given."""
+"""Learning rates of controls: the middle of RATES."""
 
 
 @dataclass(frozen=True)
 class ControlPair:
-    """Outcomes of the positive control, which must solve the probe, and of the negative one, which must not."""
+    """Outcomes of the positive control, which must solve the probe, and of the negative control, which must not."""
 
     positive: ProbeOutcome
     negative: ProbeOutcome
     extended: bool = False
-    """Whether the probe has more levels than asked for (`run_controls`)."""
+    """Whether levels were added to the probe (`run_controls`)."""
 
     @property
     def separates(self) -> bool:
-        """Whether the probe, at these sizes, separates a model that can solve it from one that cannot."""
+        """Whether the probe separates a model that can solve it from one that cannot."""
         return self.positive.reach > self.negative.reach
 
     def describe(self) -> str:
-        """Describe in a line whether the probe separates the controls."""
+        """Say in one line whether the probe separates the controls."""
         kind = self.positive.level_is
         reached, blind = (name_level(each, each.reach) for each in (self.positive, self.negative))
         if self.separates:
@@ -56,10 +56,11 @@ def run_controls(
     folder: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ControlPair:
-    """Run a probe on its controls: one seed, at the best of three learning rates. Trainings are kept in a `folder`.
+    """Run a probe on its controls, with one seed, at the best of three learning rates. Trainings are stored in a
+    `folder`.
 
-    If the positive control reaches the hardest level, the probe is extended by harder ones (`Probe.extend`), so that
-    differences between good models show. The outcomes' settings are those of the extended probe.
+    While the positive control reaches the hardest level, a harder level is added (`Probe.extend`), so that good models
+    can be told apart. The outcomes' settings are those of the extended probe.
     """
     asked = task = make_probe(name, size, settings)
     how = {"size": size, "seeds": 1, "rates": CONTROL_RATES, "pool": pool}

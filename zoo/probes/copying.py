@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Probes of copying: letters among blanks (select), strings (copy), the token that followed a marker (induction)."""
+"""Define probes of copying: letters among blanks (select), strings (copy), the token after a marker (induction)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ BLANK, GO = 0, 1
 class Select(OneLength, name="select"):
     """Selective copying (Gu and Dao, 2023; Poli et al., 2024, MAD).
 
-    A row is M letters, each one of V − 2, at random places among T − 2M − 1 blanks; then a go token, then the letters
-    again in order. Each repeated letter is the answer at the token before it. The level is M. Chance is 1/(V − 2). A
-    guess that knows the remaining letters, but not their order, names the most frequent of r = 1 to M letters.
+    A sequence is M letters out of V − 2, at random places among T − 2M − 1 blanks, then a go token, then the letters
+    again in order. Each repeated letter is the answer at the token before it. The level is M. Chance is 1/(V − 2). An
+    informed guess knows the r letters that remain (r from M to 1) but not their order, and names the most frequent one.
 
-    MAD copies 16 letters in 256 tokens, and trains 20,000 steps of 128 rows, at width 128 and with feed-forwards.
+    MAD copies 16 letters in 256 tokens, and trains 20,000 steps of 128 sequences, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "letters"
@@ -67,13 +67,13 @@ LETTERS, START, BAR, END, PAD = 26, 26, 27, 28, 29
 class Copy(Probe, name="copy"):
     """Copying of strings, also of longer ones than in training (Jelassi et al., 2024, "Repeat after me").
 
-    A row is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full stop;
-    a row is correct if all are. The level n is the length of s, in training from `shortest` to `longest`. Chance is
-    26^−n. A guess that knows the letters, but not their order, has accuracy C(n + 25, n)·26^−n: the number of multisets
-    over the number of strings.
+    A sequence is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full
+    stop; a sequence is correct if all of them are. The level n is the length of s, in training from `shortest` to
+    `longest`. Chance is 26^−n. A guess that knows the letters but not their order has accuracy C(n + 25, n)·26^−n: the
+    number of multisets ÷ the number of strings.
 
-    The source trains models of 160 M parameters on strings of up to 50 letters, and tests up to 1,000; the steps and
-    the width of size `paper` are our choice.
+    The paper trains models of 160 M parameters on strings of up to 50 letters, and tests up to 1,000. The steps and the
+    width of size `paper` are our choice.
     """
 
     level_is: ClassVar[str] = "letters"
@@ -133,11 +133,12 @@ class Copy(Probe, name="copy"):
 class Induction(Probe, name="induction"):
     """Induction head: predict the token that followed an earlier marker (Olsson et al., 2022; Gu and Dao, 2023).
 
-    Tokens are drawn from `symbols`. A marker is at one random place and at the end of the row; the answer at the end is
-    the token after the first marker. Training has rows of `context` tokens; the level is a row's length as a multiple
-    of `context`. Chance is 1/symbols; the row's most frequent token is right somewhat more often.
+    Tokens are drawn from `symbols`. One marker is at a random place, a second at the end of the sequence. The answer at
+    the end is the token after the first marker. Training sequences have `context` tokens; the level is a sequence's
+    length as a multiple of `context`. Chance is 1/symbols; a guess of the sequence's most frequent token is somewhat
+    better.
 
-    Gu and Dao train 204,800 steps of 8 rows of 256 tokens, and test up to 2^20 tokens.
+    Gu and Dao train 204,800 steps of 8 sequences of 256 tokens, and test up to 2^20 tokens.
     """
 
     level_is: ClassVar[str] = "times the length"

@@ -1,4 +1,4 @@
-"""Compute the accuracy of guesses that know what a row contains, but not in which order."""
+"""Compute the accuracy of guesses that know the tokens of a sequence, but not their order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 SURE = 1e-9
-"""Probability below which a larger count is left out."""
+"""Probability below which the remaining terms of the sum are left out."""
 
 
 @cache

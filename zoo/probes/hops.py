@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""A probe of reasoning in several steps over facts that the row states."""
+"""Define a probe of multi-step reasoning over facts that the sequence states."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Hops(Probe, name="hops"):
     """Multi-hop lookup: the token k steps after x in a cycle whose edges are shuffled (Allen-Zhu, 2025, "Physics of
     language models: part 4.1", the task Depo).
 
-    A row names n of N nodes: the edges x y of a random cycle through all n in random order, then `queries` pairs of a
-    number of steps and a node, then padding. The answer at a query's node is the node that comes this number of steps
-    later in the cycle. n is drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each query.
-    Chance is 1/N. A guess among the other nodes of the row is right at 1/(n − 1), and the query's own node is always
-    right where n divides k.
+    A sequence uses n of N nodes. It lists the edges x y of a random cycle through all n, in random order; then
+    `queries` pairs of a number of steps and a node; then padding. The answer at a query's node is the node that many
+    steps later in the cycle. n is drawn from 3 to N with p(n) ∝ 1/(n + √N). The level is k; training draws it for each
+    query. Chance is 1/N. A guess among the other nodes of the sequence is right at 1/(n − 1); if n divides k, the
+    answer is the query's own node.
 
-    The source has 225 nodes, up to 8 steps in 2,048 tokens, and wider models with 12 layers. The steps, rows and width
+    The paper has 225 nodes, up to 8 steps in 2,048 tokens, and wider models with 12 layers. The steps, batch and width
     of size `paper` are our choice (`n_layers=12`).
     """
 
@@ -67,7 +67,7 @@ class Hops(Probe, name="hops"):
         return float(right @ weights)
 
     def _weigh_sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """List the numbers of nodes that a row may have, and their probabilities."""
+        """Return the possible numbers of nodes in a sequence, and their probabilities."""
         sizes = np.arange(3, self.nodes + 1)
         weights = 1 / (sizes + np.sqrt(self.nodes))
         return sizes, weights / weights.sum()

@@ -1,4 +1,4 @@
-"""Describe the outcome of a probe on one model: learning rates tried, seeds at the chosen one, levels reached."""
+"""Describe the outcome of a probe on one model: learning rates tried, results by seed, levels reached."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 from zoo.analysis.verdict.rate_optimum import RateWindow, find_good_window
 
 ENOUGH = 0.9
-"""The accuracy from which a level counts as reached, and the fraction of the best one down to which a rate is good."""
+"""Accuracy from which a level counts as reached. Also the fraction of the best accuracy from which a rate is good."""
 
 LEAST_GAIN = 0.1
-"""Smallest (accuracy − baseline) / (1 − baseline) at which a model counts as having learned more than a guess."""
+"""Smallest (accuracy − baseline) / (1 − baseline) of a model that has learned more than a guess."""
 
 
 def is_learned(accuracy: float, baseline: float) -> bool:
-    """Tell whether an accuracy is clearly above that of an informed guess (`Probe.baseline`)."""
+    """Whether an accuracy is clearly above that of an informed guess (`Probe.baseline`)."""
     return baseline < 1 and accuracy - baseline >= LEAST_GAIN * (1 - baseline)
 
 
 def find_window(accuracy: Mapping[float, float], baseline: float) -> RateWindow | None:
-    """Find the window of learning rates with at least 0.9 times the best accuracy, in decades; None if the best rate
-    learns no more than an informed guess."""
+    """Find the window of learning rates with at least 0.9 times the best accuracy. None if the best rate learns no more
+    than an informed guess."""
     if not is_learned(max(accuracy.values()), baseline):
         return None
     return find_good_window({math.log10(lr): -value for lr, value in accuracy.items()}, tolerance=1 - ENOUGH)
 
 
 def _describe_window(window: RateWindow) -> dict[str, Any]:
-    """Write a window as plain data: its ends as learning rates, and its width in decades."""
+    """Return a window as plain data: its ends as learning rates, and its width in decades."""
     ends = {"low": 10**window.low, "high": 10**window.high}
     return {**ends, "open_low": window.open_low, "open_high": window.open_high, "decades": window.width}
 
 
 def find_reach(accuracy: Mapping[int, float]) -> int:
-    """Find the hardest level such that it and all easier levels have an accuracy of 0.9 or more. If the easiest level
-    has less, it is 0, or −1 if the easiest is level 0."""
+    """Return the level reached: the hardest for which it and all easier levels have an accuracy of 0.9 or more. If no
+    level is reached, return 0, or −1 if the easiest level is 0."""
     reached = min(0, min(accuracy) - 1)
     for level in sorted(accuracy):
         if accuracy[level] < ENOUGH:
@@ -49,8 +49,8 @@ def find_reach(accuracy: Mapping[int, float]) -> int:
 
 @dataclass(frozen=True)
 class SeedReport:
-    """The results of one seed at the chosen learning rate, by level: accuracy, loss, and the probe's further figures.
-    `curve` is the accuracy on rows as in training by steps done, up to the first one of at least ENOUGH."""
+    """The results of one seed at the chosen learning rate. `levels` has accuracy, loss and the probe's further figures
+    by level. `curve` has the accuracy on training-like sequences by step, until it is ENOUGH."""
 
     seed: int
     levels: dict[int, dict[str, float]]
@@ -58,7 +58,7 @@ class SeedReport:
 
     @property
     def steps_to_solve(self) -> float:
-        """Give the steps after which the accuracy was first ENOUGH; infinite if it never was."""
+        """The number of steps after which the accuracy was first ENOUGH; infinite if it never was."""
         return min((step for step, accuracy in self.curve.items() if accuracy >= ENOUGH), default=math.inf)
 
     @property
@@ -68,11 +68,11 @@ class SeedReport:
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """The outcome of a probe on a model. `chosen` has the accuracy by learning rate on the examples for choosing it;
+    """The outcome of a probe on a model. `chosen` has the accuracy by learning rate, on the examples for choosing it;
     `seeds` are reports on fresh examples. `chances` are the accuracies of blind guesses by level, `baselines` those of
-    informed guesses (`Probe.baseline`); `baseline` is the accuracy of informed guesses on rows as in training.
-    `state_bytes` is the size of the keys, values and recurrent states of a training row in float32; `flops` are the
-    forward FLOPs of a token, head included; `seconds` is the time of all training and scoring."""
+    informed guesses (`Probe.baseline`), `baseline` that of an informed guess on training sequences. `state_bytes` is
+    the size of keys, values and recurrent states of one training sequence in float32; `flops` are the forward FLOPs of
+    a token, head included; `seconds` is the time of all training and scoring."""
 
     model: str
     overrides: tuple[str, ...]
@@ -101,7 +101,7 @@ class ProbeOutcome:
 
     @property
     def learned(self) -> bool:
-        """Whether the mean over seeds is clearly above an informed guess at some level."""
+        """Whether, at some level, the mean accuracy over seeds is clearly above that of an informed guess."""
         return any(is_learned(self.accuracy(level)[0], guess) for level, guess in self.baselines.items())
 
     @property
@@ -115,16 +115,16 @@ class ProbeOutcome:
 
     @property
     def reach(self) -> int:
-        """Give the median of the levels that the seeds reached (the lower one if there are two)."""
+        """The median over seeds of the level reached (the lower one of two)."""
         return median_low(self.reaches)
 
     @property
     def steps_to_solve(self) -> list[float]:
-        """Give the steps of each seed (`SeedReport.steps_to_solve`); empty if they were not measured."""
+        """The `SeedReport.steps_to_solve` of each seed. Empty if they were not measured."""
         return [each.steps_to_solve for each in self.seeds if each.curve]
 
     def accuracy(self, level: int) -> tuple[float, float | None]:
-        """Give the mean accuracy of the seeds at a level, and the standard deviation (None with one seed)."""
+        """Return the mean over seeds of the accuracy at a level, and its standard deviation (None with one seed)."""
         return self.average(level, "accuracy")
 
     def average(self, level: int, name: str) -> tuple[float, float | None]:
@@ -132,7 +132,7 @@ class ProbeOutcome:
         return mean(found), stdev(found) if len(found) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the outcome as plain data, with derived figures: `window`, `reach`, means and deviations by level."""
+        """Return the outcome as plain data, with derived figures: `window`, `reach`, means and deviations by level."""
         window = self.window
         found = asdict(self)
         found["chosen"] = [{"lr": lr, "accuracy": self.chosen[lr]} for lr in sorted(self.chosen)]
@@ -156,7 +156,7 @@ class ProbeOutcome:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProbeOutcome:
-        """Read the data of `to_dict`. JSON has made its keys strings. Raises KeyError, TypeError or ValueError for
+        """Make an outcome from the data of `to_dict`, read from JSON. Raises KeyError, TypeError or ValueError for
         other data."""
         from pydantic import TypeAdapter
 
@@ -165,5 +165,5 @@ class ProbeOutcome:
 
 
 def name_level(outcome: ProbeOutcome, level: int) -> str:
-    """Name a level that was reached; `none` if even the easiest was not."""
+    """Format a level that was reached; `none` if not even the easiest was."""
     return str(level) if level >= min(outcome.chances) else "none"

@@ -35,7 +35,7 @@ class RunsFile(JsonShape):
 
 @dataclass
 class ScoreStore:
-    """Scores of one architecture's trainings on one probe. Without a folder they are kept only in memory."""
+    """Scores of the trainings of one architecture on one probe. Without a folder they are only in memory."""
 
     folder: Path | None
     key: str
@@ -43,7 +43,7 @@ class ScoreStore:
 
     @classmethod
     def open(cls, folder: Path | None, key: str) -> ScoreStore:
-        """Open a folder. Scores of another architecture or other settings (another `key`) are ignored. Raises
+        """Open the store in a folder. Stored scores with another `key` (architecture or settings) are ignored. Raises
         ConfigError for an unreadable file."""
         if folder is None or not (folder / RUNS).is_file():
             return cls(folder, key)
@@ -62,7 +62,7 @@ class ScoreStore:
         self._write(RUNS, {"key": self.key, "runs": self.found})
 
     def finish(self, outcome: ProbeOutcome) -> None:
-        """Write the outcome."""
+        """Write the outcome to probe.json."""
         self._write(OUTCOME, outcome.to_dict())
 
     def _write(self, name: str, data: object) -> None:
@@ -72,13 +72,13 @@ class ScoreStore:
 
 
 def name_task(task: ProbeTraining) -> str:
-    """Name a training by its purpose, learning rate and seed, which the key does not cover."""
+    """Return the name of a training in the store: its purpose, learning rate and seed, which `key` does not cover."""
     return f"{'report' if task.report else 'choose'} lr {task.lr:.6g} seed {task.seed}"
 
 
 def name_folder(model: str, overrides: Sequence[str]) -> str:
-    """Name the folder of a model under overrides: `llama-tiny,attention=sliding,window=16`. A name of more than LONGEST
-    characters is cut, and ends with a hash of the whole."""
+    """Return the folder name of a model with overrides: `llama-tiny,attention=sliding,window=16`. A name of more than
+    LONGEST characters is cut, and ends with a hash of the whole."""
     text = re.sub(r"[^\w.,=+-]+", "_", ",".join([Path(model).name or model, *overrides]))
     if len(text) <= LONGEST:
         return text
@@ -86,7 +86,7 @@ def name_folder(model: str, overrides: Sequence[str]) -> str:
 
 
 def read_cards() -> dict[str, list[ProbeOutcome]]:
-    """Read the output of `zoo probe` for each architecture, by its name (recipes/cards)."""
+    """Read the published probe outcomes of each architecture, by its name (recipes/cards)."""
     files = sorted((recipes_dir() / "cards").glob("*.json"))
     names = (re.sub(r"^\d+-", "", file.stem).replace("-", " ") for file in files)
     return {

@@ -18,8 +18,8 @@ ABOUT = (
 
 
 def explain_probe(name: str) -> dict[str, Any] | None:
-    """Describe `probe`, to which the columns of a card lead too, or a probe by its name; None for another name. Raises
-    ConfigError for an unknown probe after `probe.`."""
+    """Make the page of a probe, or of all probes for the name `probe` or a column of a card. None for other names.
+    Raises ConfigError for an unknown probe after `probe.`."""
     if name in {"probe", "card", *(line.partition(":")[0] for line in LEGEND)}:
         values = [f"{each.name}: {first_sentence(inspect.getdoc(each) or '')}" for each in EVERY]
         return _page(
@@ -40,5 +40,5 @@ def explain_probe(name: str) -> dict[str, Any] | None:
 
 
 def _page(name: str, text: str, values: list[str], example: str) -> dict[str, Any]:
-    """Make a page of the form of a setting of training's (`zoo.training.setting_pages`)."""
+    """Make a page in the form of a training setting's page (`zoo.training.setting_pages`)."""
     return {"page": "setting", "name": name, "text": text, "values": values, "example": example}

@@ -1,5 +1,6 @@
 # B rows, T tokens, D model width, V vocabulary
-"""Make a readout, trained with a model: it reconstructs all tokens of a row from the output at the last one."""
+"""Make a readout, trained with a model, that reconstructs all tokens of a sequence from the output at the last
+token."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from zoo.model.position.absolute import Sinusoidal
 
 WIDER = 4
-"""Hidden channels for each channel of the model."""
+"""Hidden channels of the readout per channel of the model."""
 
 
 class Readout(nn.Module):
-    """An MLP of two layers that predicts the token at a place from the output at the last token plus the place's
+    """A two-layer MLP that predicts the token at a position, from the output at the last token plus the position's
     sinusoids.
 
     It is not part of the model, and prices leave it out.
@@ -26,7 +27,7 @@ class Readout(nn.Module):
         self.outer = nn.Linear(WIDER * d_model, vocab_size)
 
     def forward(self, last: Tensor, length: int) -> Tensor:
-        """Compute logits [B, T, V] of all `length` tokens of rows, from the outputs [B, D] at the last token."""
+        """Compute the logits [B, T, V] of all `length` tokens from the outputs [B, D] at the last token."""
         places = torch.arange(length, device=last.device)[None]
         waves = Sinusoidal().draw_waves(places, last.shape[-1])
         return self.outer(F.gelu(self.inner(last[:, None] + waves)))

@@ -1,5 +1,6 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probes of associative recall: of values in the row (mqar, overwrite, bind, needle), or in the weights (memorise)."""
+"""Define probes of associative recall: of values in the sequence (mqar, overwrite, bind, needle), or in the weights
+(memorise)."""
 
 from __future__ import annotations
 
@@ -18,21 +19,21 @@ POWER = 0.01
 """The exponent a in the distribution of the gap g between a pair and its query: p(g) ∝ a·g^(a−1)."""
 
 ZOOLOGY = {"vocab": 8192, "d_model": 128, "steps": 22_500, "rows": 256}
-"""Vocabulary and budget of the tasks in Zoology's code: 180,000 rows, 32 times."""
+"""Vocabulary and training budget of the tasks in Zoology's code: 180,000 sequences, 32 epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MQAR(OneLength, name="mqar"):
     """Multi-query associative recall (Arora et al., 2023, "Zoology").
 
-    Of V tokens, 0 is a filler, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is k₁ v₁ … k_K v_K, K different keys
-    with K different values, then T − 2K slots, counted from 0: key i is repeated at slot 2(gᵢ − 1), other slots are
-    filler. Gaps gᵢ are drawn without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer at a
-    repeated key is its value. The level is K; training draws all levels equally often. Chance is 2/V, the probability
-    of any value; a guess among the row's values is right at 1/K.
+    Of V tokens, 0 is a filler, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A sequence is k₁ v₁ … k_K v_K, K different
+    keys with K different values, then T − 2K slots, counted from 0: key i is repeated at slot 2(gᵢ − 1), other slots
+    are filler. Gaps gᵢ are drawn without replacement from 1 to (T − 2K)/2 with p(g) ∝ a·g^(a−1), a = 0.01. The answer
+    at a repeated key is its value. The level is K; training draws all levels equally often. Chance is 2/V, the
+    probability of any value; a guess among the sequence's values is right at 1/K.
 
-    The source's code trains 180,000 rows 32 times, with a vocabulary of 8,192, 4 to 64 keys and up to 256 tokens. Our
-    smaller sizes have fewer keys and a vocabulary small enough to be learned token by token.
+    The paper's code trains 180,000 sequences for 32 epochs, with a vocabulary of 8,192, 4 to 64 keys and up to 256
+    tokens. Our smaller sizes have fewer keys and a vocabulary small enough to be learned token by token.
     """
 
     level_is: ClassVar[str] = "keys"
@@ -69,7 +70,7 @@ class MQAR(OneLength, name="mqar"):
 def draw_pairs(
     rng: np.random.Generator, rows: int, keys: int, values: int, vocab: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw different keys and different values for each row."""
+    """Draw `keys` different keys and `values` different values for each sequence: [rows, keys] and [rows, values]."""
     half = vocab // 2
     return choose_distinct(rng, rows, keys, 1, half), choose_distinct(rng, rows, values, half, vocab)
 
@@ -81,7 +82,7 @@ def write_pairs(tokens: np.ndarray, start: int, keys: np.ndarray, values: np.nda
 
 
 def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, values: np.ndarray) -> None:
-    """Write each key again into a random slot from column `start` on, with its value as the answer."""
+    """Write each key again into a random slot from column `start` on, with its value as the label."""
     rows, count = keys.shape
     columns = draw_slots(rng, rows, start, made.tokens.shape[1], count)
     place(made.tokens, columns, keys)
@@ -89,8 +90,8 @@ def ask(made: Examples, rng: np.random.Generator, start: int, keys: np.ndarray, 
 
 
 def draw_slots(rng: np.random.Generator, rows: int, start: int, end: int, count: int) -> np.ndarray:
-    """Draw `count` different slots of two tokens for each row, from column `start` to column `end`, with power-law
-    gaps. Returns the first columns of the slots [B, count]."""
+    """Draw `count` different two-token slots for each sequence, from column `start` to `end`, with power-law gaps.
+    Return the first column of each slot [B, count]."""
     gaps = np.arange(1, (end - start) // 2 + 1)
     weights = gaps ** (POWER - 1.0)
     # The `count` smallest exponential variates ÷ weight are a weighted sample without replacement (Efraimidis and
@@ -104,11 +105,11 @@ class Overwrite(MQAR, name="overwrite"):
     """Recall of overwritten values: `mqar` in which some keys get a second value (Arora et al., 2023, the task
     `forgetting_mqar` of their code).
 
-    After the K pairs, U of the keys are repeated in random order, each with a new value that no key had; then the
-    queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V; a guess among the new values
-    is right at 1/K.
+    After the K pairs, U of the keys are repeated in random order, each with a new value; the new values are not among
+    the K old ones. Then come the queries, as in mqar. The answer is a key's last value. The level is U. Chance is 2/V;
+    a guess among the keys' last values is right at 1/K.
 
-    The source's code trains 4 to 36 keys of a vocabulary of 8,192; the number of overwritten keys is our choice.
+    The paper's code trains 4 to 36 keys of a vocabulary of 8,192. The number of overwritten keys is our choice.
     """
 
     level_is: ClassVar[str] = "keys overwritten"
@@ -158,13 +159,13 @@ class Bind(MQAR, name="bind"):
     """Recall by keys of two tokens, neither of which alone identifies the value (Arora et al., 2023, the task
     `compositional_mqar` of their code).
 
-    √K first and √K second parts make K keys, each with a different value: a row is a₁ b₁ v₁ … a_K b_K v_K in random
-    order. Then each key is repeated, in a slot of two tokens drawn as in mqar. The answer at the second part is the
+    √K first and √K second parts make K keys, each with a different value: a sequence is a₁ b₁ v₁ … a_K b_K v_K in
+    random order. Then each key is repeated, in a two-token slot drawn as in mqar. The answer at the second part is the
     key's value. The level is K, a square. Chance is 2/V; a guess among the values of keys that share one part is right
-    at 1/√K. Controls: attention behind short convolutions must reach levels; without token mixing answers are right at
+    at 1/√K. Controls: attention behind short convolutions must reach levels; without token mixing, accuracy is at
     chance.
 
-    The source's code trains 4 to 36 keys of a vocabulary of 8,192 in up to 256 tokens.
+    The paper's code trains 4 to 36 keys of a vocabulary of 8,192 in up to 256 tokens.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"context": 32, "vocab": 24, "levels": (4,), "steps": 400}
@@ -208,12 +209,13 @@ class Bind(MQAR, name="bind"):
 
 @dataclass(frozen=True, kw_only=True)
 class Needle(MQAR, name="needle"):
-    """Recall over longer distances than in training: `mqar` with `keys` keys, trained in rows of `context` tokens. The
-    level is a row's number of tokens; the added tokens are filler between the pairs and the slots of the queries.
+    """Recall over longer distances than in training: `mqar` with K = `keys` keys, trained on sequences of `context`
+    tokens. The level is a sequence's number of tokens; the added tokens are filler between the pairs and the queries'
+    slots.
 
-    Chance is 2/V; a guess among the row's values is right at 1/K.
+    Chance is 2/V; a guess among the sequence's values is right at 1/K.
 
-    No source has this task; at size `paper` it has the vocabulary and the budget of mqar.
+    No paper has this task. At size `paper` it has the vocabulary and the training budget of mqar.
     """
 
     level_is: ClassVar[str] = "tokens"
@@ -257,12 +259,12 @@ class Needle(MQAR, name="needle"):
 class Memorise(Probe, name="memorise"):
     """Memorisation of facts in weights: a map from keys to values that is fixed for a seed (Poli et al., 2024, MAD).
 
-    Of V tokens, 0 is a blank, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A row is `pairs` pairs of a random key and a
-    blank; the answer at the blank is the key's value, which the row never shows. The level is V/2 − 1, the number of
-    facts. Bits learned are facts × (log₂(V/2) − loss in bits), at least 0. Chance is 2/V; the value that most keys have
-    is right more often.
+    Of V tokens, 0 is a blank, 1 to V/2 − 1 are keys, V/2 to V − 1 values. A sequence is `pairs` pairs of a random key
+    and a blank; the answer at the blank is the key's value, which the sequence never shows. The level is V/2 − 1, the
+    number of facts. Bits learned are facts × (log₂(V/2) − loss in bits), at least 0. Chance is 2/V; a guess of the
+    value that most keys have is better.
 
-    MAD has 127 facts and trains 20,000 steps of 128 rows, at width 128.
+    MAD has 127 facts and trains 20,000 steps of 128 sequences, at width 128.
     """
 
     level_is: ClassVar[str] = "facts"

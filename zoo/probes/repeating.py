@@ -1,5 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Probes of the recall of repeated pairs: among noise (noisy), and with keys of several tokens (fuzzy)."""
+"""Define probes of in-context recall: among noise (noisy), and with keys of several tokens (fuzzy)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Part = tuple[int, ...]
 Pair = tuple[Part, Part]
 
 GUESSED = 300
-"""Rows drawn for the share of right guesses at `fuzzy`, which has no closed form."""
+"""Sequences drawn to estimate the accuracy of an informed guess at `fuzzy`, which has no closed form."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noisy(OneLength, name="noisy"):
     """In-context recall among noise (Poli et al., 2024, MAD, the tasks in-context recall and noisy recall).
 
-    Of V tokens, the first half are keys, the second half values; each row has its own one-to-one map from keys to
-    values. A row is T/2 pairs of a random key and its value; with a probability of `level` per cent a pair is two
+    Of V tokens, the first half are keys, the second half values; each sequence has its own one-to-one map from keys to
+    values. A sequence is T/2 pairs of a random key and its value; with a probability of `level` per cent a pair is two
     tokens of a noise vocabulary instead. The answer at a key that has occurred before is its value. Level 0 is
-    in-context recall. Chance is 2/V; a guess among the values so far is right more often, because few values precede
-    the first repeated keys. Controls: attention behind short convolutions must reach levels; without token mixing
-    answers are right at chance.
+    in-context recall. Chance is 2/V; a guess among the values so far is better, because few values precede the first
+    repeated keys. Controls: attention behind short convolutions must reach levels; without token mixing, accuracy is at
+    chance.
 
-    MAD trains each level separately: 20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
+    MAD trains each level separately: 20,000 steps of 128 sequences of 128 tokens, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "% of noise"
@@ -61,8 +61,9 @@ class Noisy(OneLength, name="noisy"):
     def baseline(self, level: int) -> float:
         """Compute the accuracy of a guess among the values so far: expected right guesses ÷ expected answers.
 
-        The pair after j others is asked with probability (1 − p)·m/h if m of the h keys were seen, and a guess among m
-        values is right at 1/m. E[m] = h·(1 − (1 − (1 − p)/h)^j), and m is 0 with probability p^j.
+        p is the probability of noise, h the number of keys. After j pairs, m of the h keys were seen. The next pair has
+        an answer with probability (1 − p)·m/h, and the guess is right at 1/m. E[m] = h·(1 − (1 − (1 − p)/h)^j), and m
+        is 0 with probability p^j.
         """
         noise, half, before = level / 100, self.vocab // 2, np.arange(self.context // 2)
         asked = half * (1 - (1 - (1 - noise) / half) ** before)
@@ -92,18 +93,18 @@ class Noisy(OneLength, name="noisy"):
 class Fuzzy(OneLength, name="fuzzy"):
     """In-context recall of keys and values of several tokens (Poli et al., 2024, MAD, the task fuzzy recall).
 
-    Of V tokens, 0 pads, 1 to V/2 − 1 are parts of keys, V/2 to V − 1 parts of values. Each row draws K different keys,
-    and for each a value of 1 to `longest` different parts. Random pairs of a key and its value fill the row, after
-    padding. The answers are the parts of a value whose key has occurred before. The level is the number of parts of
-    every key; training draws it for each key. With `keys` 0 each pair draws any of the possible keys, as in MAD, and
-    the row's last key is one from its first half. Chance is 2/V. A guess that knows the values so far, but not their
-    keys, names the likeliest next part among the values that begin like the answer: it is right at half of the answers
-    or more. Controls: attention behind short convolutions must reach levels; without token mixing answers are right
+    Of V tokens, 0 pads, 1 to V/2 − 1 are parts of keys, V/2 to V − 1 parts of values. Each sequence draws K different
+    keys, and for each a value of 1 to `longest` different parts. Random pairs of a key and its value fill the sequence,
+    after padding. The answers are the parts of a value whose key has occurred before. The level is the number of parts
+    of every key; training draws it for each key. With `keys` 0 each pair draws any of the possible keys, as in MAD, and
+    the last pair repeats one of the first half. Chance is 2/V. An informed guess knows the values so far, but not their
+    keys. It names the likeliest next part among the values that begin like the answer, and is right at half of the
+    answers or more. Controls: attention behind short convolutions must reach levels; without token mixing, accuracy is
     hardly above chance, as a value repeats no part.
 
-    MAD draws from all possible keys and asks for keys of three tokens. At our smaller sizes each row has few keys, so
-    that long keys are repeated, too. That is a different task: its results neither confirm nor refute MAD's. MAD trains
-    20,000 steps of 128 rows of 128 tokens, at width 128 and with feed-forwards.
+    MAD draws from all possible keys, of three tokens. At our smaller sizes each sequence has few keys, so that long
+    keys are repeated, too. That is a different task: its results neither confirm nor refute MAD's. MAD trains 20,000
+    steps of 128 sequences of 128 tokens, at width 128 and with feed-forwards.
     """
 
     level_is: ClassVar[str] = "tokens a key"
@@ -148,7 +149,7 @@ class Fuzzy(OneLength, name="fuzzy"):
         return made
 
     def draw_pairs(self, rng: np.random.Generator, level: int | None) -> list[Pair]:
-        """Draw the pairs of a row, as many as fit."""
+        """Draw the pairs of a sequence, as many as fit into `context` tokens."""
         facts: dict[Part, Part] = {}
         while len(facts) < self.keys:
             key = self._draw_key(rng, level)
@@ -179,7 +180,7 @@ class Fuzzy(OneLength, name="fuzzy"):
         return tuple((half + rng.permutation(half)[: rng.integers(1, self.longest + 1)]).tolist())
 
     def _write_row(self, pairs: list[Pair]) -> tuple[list[int], list[int]]:
-        """Write the tokens and labels of pairs."""
+        """Return the tokens and labels of a sequence of pairs."""
         tokens: list[int] = []
         labels: list[int] = []
         seen: set[Part] = set()
@@ -193,7 +194,7 @@ class Fuzzy(OneLength, name="fuzzy"):
 
 @cache
 def _simulate_guesses(probe: Fuzzy, level: int) -> float:
-    """Simulate the guess that knows the values so far, and return the share of answers that it expects to get right."""
+    """Simulate an informed guess, which knows the values so far. Return its expected accuracy."""
     rng, right, asked = probe.make_generator(0, "map", level=level), 0.0, 0
     for _ in range(GUESSED):
         facts: dict[Part, Part] = {}

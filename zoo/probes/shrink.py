@@ -1,7 +1,7 @@
 """Shrink any decoder to the size of a probe: the same kinds of layer and choices, with small dimensions.
 
-The Spec is written as plain data, its dimensions are replaced by key, and the data is read again. So every rule of the
-grammar also holds for the small model.
+The Spec is converted to plain data, its dimensions are replaced by key, and the data is parsed again. Thus every rule
+of the grammar also holds for the small model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from zoo.spec import Spec
 N_LAYERS, HEAD_DIM = 2, 32
 
 MOST = 4_000_000
-"""Most parameters, token tables apart, that a model may have at the probe's size."""
+"""Maximum number of parameters of a model at the probe's size, without token tables."""
 
 FEED_FORWARD = frozenset(["block", "ffn", "d_ff", "activation", "router", "n_experts", "top_k", "shared_expert"])
-"""Keys of a feed-forward: if the user sets one, feed-forwards are kept."""
+"""Keys that belong to a feed-forward. If the user sets one of them, feed-forwards are kept."""
 
 STRIPPED = ("pre", "post", "post_inside", "sandwich", "parallel")
-"""Blocks with a mixer and a feed-forward, which become a block with the mixer alone."""
+"""Kinds of block with a mixer and a feed-forward, which are reduced to a block with only the mixer."""
 
 AT_MOST = {
     **{"d_state": 16, "dt_rank": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16},
@@ -44,17 +44,18 @@ AT_MOST = {
     **{"latent": 32, "rank": 16, "adapter_rank": 16, "landmarks": 16, "block_size": 16, "global_block_size": 16},
     **{"table_size": 1000, "eos_id": 0},
 }
-"""Upper limits of dimensions."""
+"""Upper limits of dimensions in the small model, by key."""
 
 LENDERS = ("kv_from", "values_from")
-"""Fields of an attention that name the kind of layer whose keys or values it reads."""
+"""Fields of an attention that name another kind of layer, whose keys or values the attention reads."""
 
 FASTEST_CHUNK = 32
-"""Tokens of a recurrence's chunk, which affects only speed: at 32 channels a head, 16 to 32 measured fastest."""
+"""Tokens of a recurrence's chunk, which affects only speed. At 32 channels per head, 16 to 32 tokens were fastest."""
 
 
 class SizeDemand(NamedTuple):
-    """A probe's requirements: vocabulary, longest rows, whether layers have only a mixer (`mixer_alone`), and width."""
+    """A probe's requirements: vocabulary, length of the longest sequence, whether layers have only a mixer
+    (`mixer_alone`), and width."""
 
     vocab_size: int
     max_seq_len: int
@@ -63,13 +64,13 @@ class SizeDemand(NamedTuple):
 
 
 def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: str = "model") -> Spec:
-    """Shrink a decoder to a probe's size; keys in `kept`, such as `n_layers` or `d_model`, are not changed.
+    """Shrink a decoder to a probe's size. Keys in `kept`, such as `n_layers` or `d_model`, are not changed.
 
     The small model has the probe's width, 32 channels a head, and two layers, or one of each kind if there are several
     (for a loop, see `shorten`). With `mixer_alone` a layer is x + mixer(norm(x)). Windows are kept, because they are
-    not dimensions of weights. Matrices are drawn with a standard deviation of 1/√d_model: the usual 0.02 suits a
-    d_model of 2,500; at 64 attention would not learn mqar within a short run. Raises ConfigError for a model that is no
-    decoder or cannot be shrunk.
+    not dimensions of weights. Matrices are drawn with a standard deviation of 1/√d_model. The usual 0.02 suits a
+    d_model of 2,500; at 64, attention would not learn mqar within a short run. Raises ConfigError for a model that is
+    no decoder or cannot be shrunk.
     """
     refuse_other_kinds(spec, label)
     refuse_own(kept, label)
@@ -96,7 +97,7 @@ def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: s
 def choose_layers(
     node: Mapping[str, Any], sizes: DimensionRules, alone: bool, loop: Loop | None
 ) -> tuple[dict[str, Any], list[str], Any]:
-    """Choose the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop, if any."""
+    """Return the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop, if any."""
     blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
     if alone:
         blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
@@ -112,20 +113,20 @@ def choose_layers(
 
 
 def count_kept(loop: Loop, kept: Sequence[bool]) -> Any:
-    """Resize a loop to the layers of a pattern that are `kept`; None if a section keeps no layer."""
+    """Resize a loop to the layers of its pattern that are `kept`. None if a section keeps no layer."""
     first = dict(zip(reversed(loop.visits), reversed(kept[loop.start : loop.stop]), strict=True))
     sections = [sum(first[number] for number in section) for section in number_sections(loop)]
     return loop.resize(sum(kept[: loop.start]), sections) if all(sections) else None
 
 
 def number_sections(loop: Loop) -> list[range]:
-    """Give the numbers of the layers in each section of a loop."""
+    """Return the layer numbers of each section of a loop."""
     ends = [*accumulate(loop.sections, initial=loop.start)]
     return [range(*each) for each in pairwise(ends)]
 
 
 def shorten(pattern: Sequence[str], loop: Loop) -> tuple[list[str], Any]:
-    """Shorten a pattern with a loop to one layer of each kind before the loop, in each section, and behind the loop."""
+    """Shorten a pattern with a loop to one layer of each kind before the loop, in each section, and after the loop."""
     before, inside, behind = pattern[: loop.start], pattern[loop.start : loop.stop], pattern[loop.stop :]
     last = dict(zip(loop.visits, inside, strict=True))
     first = dict(zip(reversed(loop.visits), reversed(inside), strict=True))
@@ -157,7 +158,7 @@ def refuse_own(kept: Collection[str], label: str) -> None:
 
 
 def read(node: Mapping[str, Any], label: str) -> Any:
-    """Read the Spec of a shrunk model. Raises ConfigError if its dimensions do not fit, or if it is too large."""
+    """Parse the Spec of a shrunk model. Raises ConfigError if its dimensions do not fit, or if it is too large."""
     try:
         spec = from_dict(node)
         counted = count_parameters(spec)
@@ -174,7 +175,7 @@ def read(node: Mapping[str, Any], label: str) -> Any:
 
 class DimensionRules(NamedTuple):
     """New dimensions by key: a value (`fixed`), or a function of the old value, its node and the whole model (`rules`).
-    Keys in `kept` are not changed."""
+    Keys in `kept` do not change."""
 
     fixed: Mapping[str, int]
     rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
@@ -182,7 +183,7 @@ class DimensionRules(NamedTuple):
 
 
 def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str]) -> DimensionRules:
-    """Choose the new value of each dimension, or the function that computes it."""
+    """Make the rules for the dimensions of the small model."""
     width = node["d_model"] if "d_model" in kept else size.d_model
     head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
     heads = max(1, width // (head or HEAD_DIM))
@@ -204,8 +205,8 @@ def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str])
 
 
 def find_head_width(node: Mapping[str, Any]) -> int:
-    """Find the number of a head's channels that rotary positions may rotate, in the first attention with a position;
-    HEAD_DIM if no attention has one."""
+    """Return the number of channels per head that rotary embedding may rotate, in the first attention with a position.
+    HEAD_DIM if there is none."""
     for block in node["blocks"].values():
         attention = block["attention"]
         for key in ("qk_rope_head_dim", "head_dim"):
@@ -215,7 +216,7 @@ def find_head_width(node: Mapping[str, Any]) -> int:
 
 
 def resize(node: object, sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
-    """Copy the plain data of a Spec, with small dimensions."""
+    """Return a copy of a Spec's plain data with small dimensions."""
     if isinstance(node, list):
         return [resize(each, sizes, model) for each in node]
     if not isinstance(node, dict):
@@ -238,8 +239,8 @@ def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: DimensionRu
 
 
 def strip(block: dict[str, Any]) -> dict[str, Any]:
-    """Remove the feed-forward of a block: keep its mixer, norm and scales. Only blocks of the kinds in STRIPPED are
-    changed."""
+    """Remove the feed-forward of a block, keeping the mixer, norm and scales. Blocks of kinds not in STRIPPED are
+    unchanged."""
     if block["kind"] not in STRIPPED:
         return block
     shared = {key: block[key] for key in ("attention", "norm", "residual_scale", "stream_scale")}
@@ -247,7 +248,7 @@ def strip(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge_equal(blocks: Mapping[str, Any], pattern: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Merge kinds of layer that have become equal, under the name of the first."""
+    """Merge kinds of layer that shrinking has made equal, under the name of the first."""
     names: dict[str, str] = {}
     for name in dict.fromkeys(pattern):
         names[name] = next((first for first in names.values() if blocks[first] == blocks[name]), name)
@@ -256,12 +257,12 @@ def merge_equal(blocks: Mapping[str, Any], pattern: list[str]) -> tuple[dict[str
 
 
 def rename_lender(attention: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Rename the kind of layer whose keys or values this attention reads (LENDERS)."""
+    """Rename the kinds of layer whose keys or values an attention reads (LENDERS), by `names` (old to new)."""
     lenders = {key: names.get(attention[key], attention[key]) for key in LENDERS if attention.get(key)}
     return {**attention, **lenders}
 
 
 def find_idle_windows(spec: Decoder, length: int) -> list[int]:
-    """List the windows and chunks of a model that hide nothing in rows of `length` tokens."""
+    """List a model's windows and chunks of at least `length` tokens: they hide nothing in sequences of this length."""
     reach = (block.attention.sight.window or block.attention.sight.chunk for block in spec.blocks.values())
     return sorted({each for each in reach if each and each >= length})

@@ -1,6 +1,6 @@
 # B rows, T tokens, G elements of a group
-"""Probes of state tracking: the parity of bits, and the word problems of finite groups (the product of all elements so
-far)."""
+"""Define probes of state tracking: the parity of bits, and word problems of finite groups (the product of all elements
+so far)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Probe, name="parity"):
-    """Parity of a row of bits (Hahn, 2020; Grazzi et al., 2024).
+    """Parity of a sequence of bits (Hahn, 2020; Grazzi et al., 2024).
 
     The answer at a bit is the sum modulo 2 of all bits up to it. Training draws lengths from `shortest` to `longest`,
-    with padding after the bits. It asks for the answer at each bit, or only at the last one if `cumulative` is false.
-    The level is the length; scoring asks only at the last bit. Chance is 1/2.
+    with padding after the bits. Its labels are the answers at every bit, or only at the last bit if `cumulative` is
+    false. The level is the length; scoring has a label only at the last bit. Chance is 1/2.
 
-    Grazzi et al. train lengths 3 to 40, 5.1 M rows, and test 40 to 256.
+    Grazzi et al. train lengths 3 to 40, 5.1 M sequences, and test 40 to 256.
     """
 
     level_is: ClassVar[str] = "bits"
@@ -77,11 +77,11 @@ class Parity(Probe, name="parity"):
 
 
 class FiniteGroup:
-    """A finite group of permutations: `table[a, b]` is the product a·b (first a, then b); `swaps` are its
-    transpositions."""
+    """A finite group of permutations. `table[a, b]` is the product a·b (first a, then b); `swaps` are the indices of
+    its transpositions."""
 
     def __init__(self, elements: list[tuple[int, ...]]) -> None:
-        """Make the group of these permutations: p maps i to p[i]."""
+        """Make the group from its permutations. A permutation p maps i to p[i]."""
         number = {each: index for index, each in enumerate(elements)}
         self.table = np.array([[number[tuple(b[i] for i in a)] for b in elements] for a in elements])
         moved = [sum(i != j for i, j in enumerate(each)) for each in elements]
@@ -92,7 +92,7 @@ class FiniteGroup:
 
 
 def turn(size: int, by: int, start: int = 0) -> list[int]:
-    """Make the cyclic permutation that shifts `size` elements, numbered from `start`, by `by` places."""
+    """Return the cyclic permutation that shifts `size` elements, numbered from `start`, by `by` places."""
     return [start + (i + by) % size for i in range(size)]
 
 
@@ -121,13 +121,13 @@ class Word(Probe):
     """The word problem of a group: at every position, the product of the elements so far (Liu et al., 2022; Merrill et
     al., 2024; Grazzi et al., 2024).
 
-    Tokens are elements of `group`, with `swaps_only` its transpositions; answers are any elements. A row is correct if
-    all of its answers are. The level is the length T, in training `context`. Chance is c^−T, where c is the number of
-    possible tokens: each answer has c possible values given the previous one. The first answer is the first token, so a
-    guess that reads it is right at c^(1 − T). Controls: a delta rule whose state may change sign must reach levels;
-    without token mixing rows are right at c^(1 − T) at most.
+    Tokens are elements of `group`, or only its transpositions with `swaps_only`; answers are any elements. A sequence
+    is correct if all of its answers are. The level is the length T, in training `context`. Chance is c^−T, where c is
+    the number of possible tokens: each answer has c possible values given the previous one. The first answer is the
+    first token, so a guess that reads it is right at c^(1 − T). Controls: a delta rule whose state may change sign must
+    reach levels; without token mixing, at most c^(1 − T) of the sequences are right.
 
-    Grazzi et al. train 32 elements and test up to 512; the budget of size `paper` is the one they use for parity.
+    Grazzi et al. train 32 elements and test up to 512; size `paper` has the training budget that they use for parity.
     """
 
     level_is: ClassVar[str] = "elements"
@@ -191,7 +191,7 @@ class Word(Probe):
 
 @dataclass(frozen=True, kw_only=True)
 class WordZ6(Word, name="word_z6"):
-    """The word problem of Z6, addition modulo 6: a commutative group. Controls as `Word`."""
+    """The word problem of Z6, addition modulo 6: a commutative group. The controls are those of `Word`."""
 
     group: str = "Z6"
 
@@ -206,14 +206,15 @@ class WordS3(Word, name="word_s3"):
 @dataclass(frozen=True, kw_only=True)
 class WordS5(Word, name="word_s5"):
     """The word problem of S5, permutations of five elements: the smallest group whose word problem no circuit of
-    constant depth solves (unless TC⁰ = NC¹). Controls as `Word`; at size small the positive one reaches no level."""
+    constant depth solves (unless TC⁰ = NC¹). The controls are those of `Word`; at size small the positive control
+    reaches no level."""
 
     group: str = "S5"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordS5Swaps(Word, name="word_s5_swaps"):
-    """The word problem of S5 with tokens that exchange two of five things (Grazzi et al., 2024). Controls as `Word`."""
+    """The word problem of S5 with transpositions as tokens (Grazzi et al., 2024). The controls are those of `Word`."""
 
     group: str = "S5"
     swaps_only: bool = True

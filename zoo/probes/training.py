@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Train one model on one probe at one learning rate, and score it."""
+"""Train one model on one probe at one learning rate, and compute its accuracy."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 HELD_OUT = 1024
-"""Number of held-out rows for measuring accuracy; fewer if they are longer than in training."""
+"""Number of held-out sequences for measuring accuracy; fewer if they are longer than in training."""
 
 LEAST_HELD_OUT = 128
-"""Minimum number of held-out rows of any length."""
+"""Minimum number of held-out sequences."""
 
 CHECKS, CHECKED = 20, 256
-"""How often a training that is reported measures its accuracy, and on how many held-out rows."""
+"""How many times a reported training measures its accuracy, and on how many held-out sequences."""
 
 AT_ONCE = 16_384
-"""Maximum tokens of a forward pass when scoring; at least one row is taken."""
+"""Maximum number of tokens in a forward pass of scoring. A longer sequence is a batch of its own."""
 
 WARMUP, WEIGHT_DECAY, CLIP = 0.1, 0.1, 1.0
 
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """The share of correct answers (or rows, if the probe is `exact`), and the mean loss in nats an answer."""
+    """The fraction of correct answers (or sequences, if the probe is `exact`), and the mean loss in nats per answer."""
 
     accuracy: float
     loss: float
@@ -53,7 +53,7 @@ class ProbeScore:
 
 @dataclass(frozen=True)
 class Learner:
-    """A model, and the readout that computes its answers if the probe has one."""
+    """A model and, if the probe needs one, the readout that computes the answers."""
 
     model: Model
     readout: Readout | None = None
@@ -75,8 +75,8 @@ def train(
     steps: int | None = None,
     check: Callable[[int, Learner], None] | None = None,
 ) -> Learner | None:
-    """Train a model on a probe: AdamW, warm-up over a tenth of the steps, then cosine to 0. Returns None if a loss is
-    not finite. CHECKS times, evenly spaced, `check` is called with the steps done and the learner.
+    """Train a model on a probe: AdamW, warm-up over a tenth of the steps, then cosine decay to 0. Returns None if a
+    loss is not finite. CHECKS times, evenly spaced, `check` is called with the steps done and the learner.
 
     Weights, examples and their order depend only on the seed.
     """
@@ -106,7 +106,7 @@ def train(
 
 
 def make_optimizer(learner: Learner, lr: float) -> Optimizer:
-    """Make AdamW over the parameters of the model and of the readout."""
+    """Make AdamW for the parameters of the model and of the readout."""
     optimizer = AdamW(lr=lr, weight_decay=WEIGHT_DECAY).build(learner.model)
     if learner.readout is not None:
         rates = {"lr": lr, "peak_lr": lr, "weight_decay": WEIGHT_DECAY}
@@ -115,8 +115,8 @@ def make_optimizer(learner: Learner, lr: float) -> Optimizer:
 
 
 def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Tensor]]:
-    """Compute the mean loss of the answers (nats) plus the model's auxiliary losses, and the experts' loads. The head
-    runs on answers only."""
+    """Compute the loss (mean over answers, in nats, plus the model's auxiliary losses) and the experts' loads. The head
+    runs on positions with an answer only."""
     if learner.readout is not None:
         out = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0)
         logits = read_out(learner.readout, out.hidden, examples)
@@ -131,8 +131,8 @@ def compute_loss(learner: Learner, examples: Examples) -> tuple[Tensor, list[Ten
 def score(
     learner: Learner | None, probe: Probe, seed: int, stream: str, level: int | None = None, most: int = HELD_OUT
 ) -> ProbeScore:
-    """Score a learner on held-out examples of a level (None: as in training), `most` rows or fewer. A diverged learner
-    (None) scores the chance accuracy, and a loss of ln V."""
+    """Score a learner on at most `most` held-out examples of a level (None: as in training). A diverged learner (None)
+    gets the chance accuracy and a loss of ln V."""
     examples = draw_held_out(probe, seed, stream, level, most)
     if learner is None:
         levels = [each for each in probe.levels if probe.trains(each)] if level is None else [level]
@@ -152,7 +152,7 @@ def score(
 
 
 def draw_held_out(probe: Probe, seed: int, stream: str, level: int | None = None, most: int = HELD_OUT) -> Examples:
-    """Draw the held-out examples of `score`: rows of more tokens than in training are fewer."""
+    """Draw the held-out examples of `score`. There are fewer of sequences longer than in training."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(most, most * probe.seq_len // length))
     return probe.examples(seed, stream, 0, rows, level)
@@ -160,13 +160,13 @@ def draw_held_out(probe: Probe, seed: int, stream: str, level: int | None = None
 
 @functools.lru_cache(64)
 def count_answers(probe: Probe, level: int) -> int:
-    """Count what is right or wrong in the report on a level: answers, or rows if the probe is `exact`."""
+    """Count the items that are scored at a level: answers, or sequences if the probe is `exact`."""
     labels = draw_held_out(probe, 0, "report", level).labels
     return len(labels) if probe.exact else int((labels != IGNORED).sum())
 
 
 def answer(learner: Learner, examples: Examples) -> Tensor:
-    """Compute the logits [N, V] of all N positions with an answer, row by row."""
+    """Compute the logits [N, V] of all N positions with an answer, sequence by sequence."""
     hidden = learner.model(torch.from_numpy(examples.tokens), logits_to_keep=0).hidden
     if learner.readout is not None:
         return read_out(learner.readout, hidden, examples)
@@ -174,13 +174,13 @@ def answer(learner: Learner, examples: Examples) -> Tensor:
 
 
 def read_out(readout: Readout, hidden: Tensor, examples: Examples) -> Tensor:
-    """Compute the logits [N, V] of all N positions with an answer by the readout, which reads only the last token's
-    output of each row. `hidden` are the model's outputs [B, T, D]."""
+    """Compute the logits [N, V] of all N positions with an answer from `hidden`, the model's outputs [B, T, D]. The
+    readout uses only the output at the last token of each sequence."""
     logits = readout(hidden[:, -1], hidden.shape[1])
     return logits[torch.from_numpy(examples.labels != IGNORED)]
 
 
 def split(examples: Examples, rows: int) -> Iterator[Examples]:
-    """Split examples into parts of `rows` rows."""
+    """Split examples into batches of `rows` sequences."""
     for start in range(0, len(examples.tokens), rows):
         yield Examples(examples.tokens[start : start + rows], examples.labels[start : start + rows])
