@@ -131,8 +131,8 @@ def _draw_lanes(
     own: list[int],
     corner: str,
 ) -> str:
-    """Draw the lanes at the left of a text line: those that pass the height `level`, and those in `own`, which turn into
-    the line with a `corner`."""
+    """Draw the lanes at the left of a text line: those that pass the height `level`, and those in `own`, which turn
+    into the line with a `corner`."""
     passing = {
         lane
         for (source, end), lane in lanes.items()

@@ -1,1 +1,1 @@
-"""Run recipes: experiments whose expectations are written down before the runs, and whose verdicts are stored."""
+"""Run recipes: experiments whose expected results are written down before the runs, and whose verdicts are stored."""

@@ -1,4 +1,4 @@
-"""Read what the arms of an experiment do in place of training on text: a probe, or a ladder."""
+"""Read the tasks that replace training on text in an experiment: a probe or a ladder for each arm."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def _split_words(overrides: Any) -> Any:
-    """Split overrides that are written as one text, as on a command line; nothing is no override."""
+    """Split overrides given as one text, as on a command line, into a list. None is an empty list."""
     return shlex.split(overrides) if isinstance(overrides, str) else [] if overrides is None else overrides
 
 
 def _name_no_code(overrides: list[str]) -> list[str]:
-    """Raise ValueError for overrides that name code, which only a person may type."""
+    """Return overrides unchanged. Raises ValueError for overrides that name code: a file must not run code."""
     try:
         check_overrides(overrides, "overrides")
     except ConfigError as error:
@@ -29,28 +29,28 @@ def _name_no_code(overrides: list[str]) -> list[str]:
 
 
 Overrides = Annotated[list[str], BeforeValidator(_split_words), AfterValidator(_name_no_code)]
-"""Overrides, as a list or as one text. They are data and name no code."""
+"""Overrides, as a list or as one text. They must be data and name no code."""
 
 
 class Strict(BaseModel):
-    """A part of an experiment. Unknown keys are refused."""
+    """Base of the parts of an experiment. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Modelled(Strict):
-    """Runs that start from a model rather than from a training config."""
+    """Base of tasks that start from a model rather than from a training config."""
 
     model: str = "llama-tiny"
 
     def split_model(self, overrides: list[str]) -> tuple[str, list[str]]:
-        """Split overrides into the model named by `model=` (default: `self.model`), and the other overrides."""
+        """Split overrides into the model (the last `model=…`, or else `self.model`) and the other overrides."""
         named = [each.removeprefix("model=") for each in overrides if each.startswith("model=")]
         return (named or [self.model])[-1], [each for each in overrides if not each.startswith("model=")]
 
 
 class Laddering(Modelled):
-    """A ladder (`zoo ladder`) of each arm, instead of single runs. The loss of its largest size is predicted from the
+    """A ladder (`zoo ladder`) of each arm, instead of single runs. The loss of the largest size is predicted from the
     other sizes before that size is trained. The metrics are those of `zoo.experiments.laddering`."""
 
     sizes: Annotated[int, Field(ge=4)] = 5
@@ -60,10 +60,10 @@ class Laddering(Modelled):
     tune: bool = False
     """Whether each arm's learning rate is searched at two sizes before its runs."""
     least_updates: PositiveInt = 300
-    """Updates before the first point of every size, at least."""
+    """Minimum number of updates before the first point of every size."""
 
     def request(self, overrides: list[str], seeds: int = 1) -> LadderRequest:
-        """Make the request for the ladder with these overrides."""
+        """Make the request for a ladder with these overrides."""
         from zoo.ladder import LadderRequest
 
         model, rest = self.split_model(overrides)
@@ -72,9 +72,9 @@ class Laddering(Modelled):
 
 
 class Probing(Modelled):
-    """A probe (`zoo probe`), instead of training on text: every arm is shrunk to the probe's size. A separate seed is
+    """A probe (`zoo probe`) of each arm, shrunk to the probe's size, instead of training on text. A separate seed is
     trained at each learning rate of `rates` (None: those of `zoo probe`), and the reported seeds at the best rate. The
-    metrics are `reach`, and those of a level, such as `accuracy at 16`."""
+    metrics are `reach`, and metrics at a level, such as `accuracy at 16`."""
 
     name: str
     size: Literal["card", "small"] = "card"
@@ -82,14 +82,14 @@ class Probing(Modelled):
     rates: list[PositiveFloat] | None = None
 
     def list_settings(self) -> dict[str, Any]:
-        """Give all settings of the probe, defaults included."""
+        """Return all settings of the probe, defaults included."""
         from zoo.probes.all_probes import make_probe
 
         return make_probe(self.name, self.size, self.settings).settings()
 
 
 def _name_probe(stated: Any) -> Any:
-    """Let a text stand for the probe of that name."""
+    """Convert a text to a probe with that name and default settings."""
     return {"name": stated} if isinstance(stated, str) else stated
 
 

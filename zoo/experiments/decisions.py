@@ -1,8 +1,8 @@
 """Measure decision accuracy: how often the verdict on two arms at one size holds at four times the size.
 
-Small experiments are run to decide about larger models; this measures how reliable their verdicts are (DataDecide,
-2025, does so for data). Two sources have both sizes: a ladder's losses at a quarter of its largest size and at that
-size; and two recipes with the same arms and metric, of which one's models are about four times as large.
+Small experiments are run to decide about larger models; decision accuracy says how reliable their verdicts are
+(DataDecide, 2025, measures it for data). Two sources have both sizes. A ladder has losses at its largest size and at a
+quarter of it. Two recipes with the same arms and metric count if one's models are about four times as large.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding
 
 SIZES = ("loss at a quarter", "loss of the largest")
-"""A ladder's metrics at s and about 4s."""
+"""A ladder's metrics at a quarter of its largest size, and at its largest size."""
 
 FOURFOLD = (3.0, 5.3)
-"""The ratios of parameters that count as four times."""
+"""Lowest and highest ratio of parameters that counts as four times."""
 
 Kept = Mapping[str, tuple[Experiment, ExperimentOutcome]]
-"""Recipes with their verdicts, by name."""
+"""Recipes with their stored verdicts, by name."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The findings on one pair of arms at two sizes, and their source."""
+    """The findings on one pair of arms at two sizes. `source` names the ladder or the two recipes."""
 
     source: str
     small: Finding
@@ -46,7 +46,7 @@ class Decision:
 
 
 def list_decisions(kept: Kept) -> list[Decision]:
-    """List the comparisons that were made at two sizes. Withdrawn verdicts do not count."""
+    """List the comparisons that were made at two sizes, without withdrawn verdicts."""
     valid = {name: each for name, each in kept.items() if not each[0].withdrawn}
     made = [
         decision
@@ -61,7 +61,8 @@ def list_decisions(kept: Kept) -> list[Decision]:
 
 
 def _is_fourfold(small: tuple[Experiment, ExperimentOutcome], large: tuple[Experiment, ExperimentOutcome]) -> bool:
-    """Whether two recipes have the same arms and metric, and the second's baseline about four times the parameters."""
+    """Whether two recipes have the same arms and metric, and the baseline of `large` about four times the
+    parameters."""
     one, other = small[0], large[0]
     if one.arms.keys() != other.arms.keys() or (one.metric, one.higher) != (other.metric, other.higher):
         return False
@@ -70,7 +71,7 @@ def _is_fourfold(small: tuple[Experiment, ExperimentOutcome], large: tuple[Exper
 
 
 def _select(outcome: ExperimentOutcome, *metrics: str | None) -> list[Finding]:
-    """Select the comparisons in a metric: those with a test."""
+    """Select the findings in these metrics that have a p-value."""
     return [
         each for each in outcome.findings if each.metric in metrics and each.p is not None and each.value is not None
     ]

@@ -1,4 +1,4 @@
-"""Read experiments: YAML files with named arms, what is matched and tuned, seeds, and the expected results."""
+"""Read experiments: YAML files with named arms, matching and tuning, seeds, and the expected results."""
 
 # ruff: noqa: RUF012 (pydantic copies the defaults of its models)
 
@@ -39,29 +39,29 @@ PROBED = ("accuracy", "scaled", "reach")
 """The metrics of a probe of which more is better."""
 
 Seeds = Annotated[int | list[int], AfterValidator(_read_looks)]
-"""The number of seeds; or several, at which to look, in a design that adds seeds until it tells: the significance level
-is spent over the looks (`zoo.analysis.verdict.spending`)."""
+"""The number of seeds. Several numbers are looks: seeds are added until the verdict is clear, and the significance
+level is spent over the looks (`zoo.analysis.verdict.spending`)."""
 
 
 class Expectation(Strict):
-    """An expectation of an arm: either a verdict `against` another arm, or bounds (`at_least`, `at_most`). Bounds limit
-    the arm's metric in every run. With `against` they limit its difference from the other arm with every seed, and with
-    a `cost` as well the ratio of both arms' costs. `paper` is the figure in the source."""
+    """An expected result of an arm: either a verdict `against` another arm, or bounds (`at_least`, `at_most`). Bounds
+    limit the arm's metric in every run. With `against` they limit the difference from the other arm for every seed;
+    with `against` and `cost`, the ratio of both arms' costs. `paper` is the paper's figure."""
 
     arm: str
     against: str | None = None
     metric: str | None = None
-    """The metric, if not the recipe's. `lr window` is the width of the window of good rates, in decades, and more is
-    better."""
+    """The metric, if not the recipe's. `lr window` is the width in decades of the window of good learning rates; wider
+    is better."""
     verdict: Literal[Verdict, "any"] | None = None
-    """The verdict that is expected; `any` shows the comparison and expects nothing of it."""
+    """The expected verdict; `any` shows the comparison without an expectation."""
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     at_least: float | None = None
     at_most: float | None = None
     margin: PositiveFloat | None = None
     """The margin of equivalence, if not the experiment's."""
     effect: float | None = None
-    """The source's difference in the metric. A design that could not see it is said to be so before it runs."""
+    """The paper's difference in the metric. The plan says if the design is too small to detect it."""
     paper: str = ""
 
     @model_validator(mode="after")
@@ -78,8 +78,8 @@ class Expectation(Strict):
 
 
 class Measure(Strict):
-    """A loss that is measured after training over the whole validation split of a run: in windows of `context` tokens
-    that begin `stride` tokens apart, or by another objective (`overrides` of `zoo eval`)."""
+    """A loss that is measured after training over the whole validation split: in windows of `context` tokens that begin
+    `stride` tokens apart, or with another objective (`overrides` of `zoo eval`)."""
 
     context: PositiveInt | None = None
     stride: PositiveInt | None = None
@@ -87,7 +87,7 @@ class Measure(Strict):
 
 
 class ExperimentForm(Strict):
-    """A form of a recipe, whole or short: further `overrides` of every run, its `probe` or `ladder`, its seeds, and its
+    """A form of a recipe, whole or short: further `overrides` of every run, the `probe` or `ladder`, seeds, and
     expectations. A short form should state bounds, not verdicts: two seeds of twenty steps are too few for
     significance."""
 
@@ -104,45 +104,45 @@ class ExperimentForm(Strict):
 
 
 class Experiment(Strict):
-    """An experiment: the arms and the design of their runs. Runs train by `config`, a training YAML (a path, or a name
-    in recipes/configs/; by default that of `zoo train`), or are those of a `probe` or `ladder`. An arm is a list of
-    overrides in addition to the `shared` ones."""
+    """An experiment: arms, and the design of their runs. An arm is a list of overrides, added to the `shared` ones.
+    Runs train by `config`, a training YAML (a path, or a name in recipes/configs/; by default that of `zoo train`),
+    unless they are those of a `probe` or `ladder`."""
 
     claim: str = ""
     source: str = ""
     notes: str = ""
     minutes: PositiveInt | None = None
-    """Upper bound of the minutes that the whole experiment takes on two cores."""
+    """Upper bound of the minutes of the whole experiment on two cores."""
     config: str | None = None
     probe: Probe | None = None
     ladder: Laddering | None = None
     shared: Overrides = []
     arms: dict[str, Overrides]
     baseline: str | None = None
-    """The arm that the others are matched to and compared with; by default the first."""
+    """The arm to which the others are matched and with which they are compared; by default the first."""
     seeds: Seeds = 3
     tune: bool | list[str] | dict[Literal["proxy"], Overrides] = False
-    """Whether each arm's learning rate is searched before its seeds run, on a seed and rows of its own; or the keys of
-    further numbers ([optim.weight_decay]) that are searched after it in the same way, each at the values found; or the
-    overrides of a narrower model ({proxy: model.d_model=64 …}) on which the rate is searched, under muP."""
+    """Whether each arm's learning rate is searched before its seeds run, on a separate seed and separate data. A list
+    names further numbers ([optim.weight_decay]), searched in turn after the rate, each at the values found before.
+    {proxy: model.d_model=64 …} searches the rate on a narrower model, under muP."""
     match: str | None = None
-    """The cost that is made equal over the arms before they run (as `zoo train -m --match`)."""
+    """The cost that is made equal over the arms before the runs (as `zoo train -m --match`)."""
     match_by: str | None = None
-    """The dimension that is solved for it."""
+    """The dimension that is changed to make the cost `match` equal."""
     matched: list[Literal["params", "tokens", "flops", "cache_bytes"]] = []
     """The costs in which all arms are within 1 % of the first."""
     measure: dict[str, Measure] = {}
-    """Further metrics that are measured after each run, by name."""
+    """Further metrics, by name, that are measured after each run."""
     metric: str = "val_loss"
-    """A figure of a run's result, or a name of `measure`."""
+    """The metric that is compared: a figure of a run's result, or a name in `measure`."""
     higher: bool = False
     """Whether a higher metric is better. Of accuracies and levels it is, without being stated."""
     margin: PositiveFloat | None = None
-    """The largest difference in the metric that does not matter. Without one no arm is called equivalent."""
+    """The largest difference in the metric that does not matter. Without a margin no arm is called equivalent."""
     withdrawn: str = ""
-    """Why the verdict no longer counts. It stays where it was kept."""
+    """Why the verdict no longer counts. Its file is not deleted."""
     sigma: PositiveFloat | None = None
-    """The standard deviation of a pair's difference, for the power of the plan."""
+    """Standard deviation of the difference between two arms with the same seed, for the plan's power."""
     expect: list[Expectation] = []
     short: ExperimentForm = ExperimentForm()
 
@@ -189,7 +189,7 @@ class Experiment(Strict):
 
     @property
     def trains(self) -> bool:
-        """Whether the arms train on text, not on a probe and not as ladders."""
+        """Whether the arms train on text, rather than on a probe or as ladders."""
         return self.probe is None and self.ladder is None
 
     def prefers_higher(self, metric: str | None) -> bool:
@@ -198,7 +198,7 @@ class Experiment(Strict):
         return name in (*HIGHER, *PROBED, WINDOW) or (self.higher and name != "loss")
 
     def find_margin(self, each: Expectation) -> float | None:
-        """Find the margin of equivalence of an expectation: its own, or the experiment's if both concern the same
+        """Return the margin of equivalence of an expectation: its own, or else the experiment's if both have the same
         metric."""
         return each.margin or (self.margin if each.metric in (None, self.metric) else None)
 
@@ -212,27 +212,26 @@ class Experiment(Strict):
         return list(dict.fromkeys([*own, *self.measure, *named])) or ["reach"]
 
     def form(self, short_form: bool) -> ExperimentForm:
-        """Return the whole form, or the short one."""
+        """Return the short form or the whole one."""
         if not short_form:
             return ExperimentForm(probe=self.probe, ladder=self.ladder, seeds=self.seeds, expect=self.expect)
         task = {"probe": self.short.probe or self.probe, "ladder": self.short.ladder or self.ladder}
         return self.short.model_copy(update=task)
 
     def list_expectations(self, short_form: bool = False) -> list[Expectation]:
-        """List the expectations. If none are stated, each arm's difference from the baseline is listed, to be tested
-        without an expected verdict."""
+        """List the expectations. If there are none, list a comparison of each arm with the baseline (verdict `any`)."""
         first = self.first_arm()
         seen = [Expectation(arm=arm, against=first, verdict="any") for arm in self.arms if arm != first]
         return self.form(short_form).expect or seen
 
     def count_comparisons(self) -> int:
-        """Count the expected verdicts, over which p-values are corrected; 0 if there are only bounds, so that they are
-        corrected over the arms."""
+        """Count the expected verdicts, over which p-values are corrected. 0 if there are only bounds; the correction is
+        then over the arms."""
         return sum(each.verdict is not None for each in self.list_expectations())
 
     def key(self) -> str:
         """Hash everything that affects the results of the whole form, except expectations. A verdict stores the hash,
-        so that a later change of the experiment is noticed."""
+        which shows whether the experiment has changed since."""
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         ran |= self.model_dump(include={"baseline", "tune", "match", "match_by"}, exclude_defaults=True)
         config = None if (file := self.config_file()) is None else file.read_text(encoding="utf-8")
@@ -241,13 +240,13 @@ class Experiment(Strict):
         return hashlib.sha256(json.dumps([ran, config, settings, *ladder], sort_keys=True).encode()).hexdigest()[:12]
 
     def config_file(self) -> Path | None:
-        """Give the file of the training config that all runs start from; None for the default of `zoo train`."""
+        """Return the file of the training config of all runs. None for the default of `zoo train`."""
         if self.config is None or self.config.endswith((".yaml", ".yml")):
             return None if self.config is None else Path(self.config)
         return recipes_dir() / "configs" / f"{self.config}.yaml"
 
     def first_arm(self) -> str:
-        """Name the baseline arm."""
+        """Return the name of the baseline arm."""
         return self.baseline or next(iter(self.arms))
 
 
@@ -262,8 +261,8 @@ def list_recipes() -> list[str]:
 
 
 def find_recipe(name: str) -> tuple[str, Experiment]:
-    """Read a packaged recipe, or a file; return its name and the experiment. Raises ConfigError for an unknown name or
-    a faulty file."""
+    """Read a packaged recipe or a file. Return its name and the experiment. Raises ConfigError for an unknown name or a
+    faulty file."""
     file, node = read_node(name)
     return file.stem, make_experiment(node, file)
 
@@ -274,9 +273,9 @@ def read_recipe(file: Path) -> Experiment:
 
 
 def read_node(name: str) -> tuple[Path, Any]:
-    """Read the file of an experiment, or of a packaged recipe, as plain data. A path of its `config` is made relative
-    to the working directory, and so is the file of a model that is only beside it. Raises ConfigError for an unknown
-    name, for a file that is missing or no YAML, and for a model's file that is missing."""
+    """Read the file of an experiment or packaged recipe as plain data, and return it with its path. The `config` path
+    is made relative to the working directory, and so is a model's file that is found only next to the experiment's.
+    Raises ConfigError for an unknown name, a missing or faulty file, and a missing model's file."""
     file = Path(name)
     if not name.endswith((".yaml", ".yml")):
         if name not in (known := list_recipes()):
@@ -293,7 +292,7 @@ def read_node(name: str) -> tuple[Path, Any]:
 
 
 def make_experiment(node: Any, file: Path) -> Experiment:
-    """Make an experiment from plain data. Raises ConfigError with all faults, at their lines in the file."""
+    """Make an experiment from plain data. Raises ConfigError with all faults, each with its line in the file."""
     try:
         return Experiment.model_validate(node)
     except ValidationError as error:
@@ -308,11 +307,11 @@ _PARTS: dict[str, type[Strict]] = {
     "ladder": Laddering,
     "short": ExperimentForm,
 }
-"""The parts of an experiment, by the keys they are under."""
+"""The classes of an experiment's parts, by key."""
 
 
 def _describe_faults(error: ValidationError, node: Any) -> Iterator[str]:
-    """Describe each faulty key once: pydantic has a fault for every type that the key may have."""
+    """Describe each faulty key once, although pydantic reports a fault for every type that the key may have."""
     found: dict[tuple[str, ...], list[Any]] = {}
     for each in error.errors():
         found.setdefault(find_place(each["loc"], node, absent=each["type"] == "missing"), []).append(each)

@@ -1,4 +1,4 @@
-"""Judge a recipe: test the results of its arms against its expectations, and keep the verdicts as data."""
+"""Judge a recipe: test the results of its arms against its expectations, and store the verdicts as data."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ Values = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 @dataclass(frozen=True)
 class Ran:
-    """The results of a recipe's arms: metrics, the costs of a run of each arm, and the seconds of all training
-    together."""
+    """The results of a recipe's arms: metrics (`values`), the costs of one run of each arm, and the seconds of all
+    training."""
 
     values: Values
     costs: Mapping[str, Mapping[str, float]]
     seconds: float
     machine: str
     searches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By arm the search of its learning rate (`RateSearch.to_dict`)."""
+    """The search of each arm's learning rate (`RateSearch.to_dict`)."""
     speedups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """By arm of a ladder its compute-optimal speedups over the first arm (`SpeedupTrend`)."""
+    """The compute-optimal speedups of each arm of a ladder over the first arm (`SpeedupTrend`)."""
     least: Mapping[str, Mapping[str, LossNoise]] = field(default_factory=dict)
-    """By metric and arm the standard deviation that a run has at least, also if all seeds agree (`score_noise`)."""
+    """The least standard deviation of a run, by metric and arm, for the case that all seeds agree (`score_noise`)."""
 
     @property
     def noise(self) -> LossNoise:
-        """The noise of the loss that rate searches minimise."""
+        """The noise of a run's loss, for the searches of learning rates."""
         return find_noise(self.values.get("val_loss", {}).values(), self.searches)
 
 
@@ -66,37 +66,37 @@ class Finding:
     p: float | None
     holds: bool
     cost: str | None = None
-    """The cost that was compared in place of the metric; `value` is then the ratio of the arms' costs."""
+    """The cost that was compared instead of the metric; `value` is then the ratio of the arms' costs."""
     metric: str | None = None
     margin: float | None = None
-    """The margin of equivalence; None if none was stated."""
+    """The margin of equivalence; None without one."""
     equivalence: float | None = None
     """The p-value of equivalence within the margin, after Holm's correction."""
     detectable: float | None = None
-    """The smallest true difference that these seeds show with a power of 0.8."""
+    """The smallest true difference that these seeds detect with a power of 0.8."""
     diverged: tuple[int, int] = (0, 0)
-    """The diverged runs of both arms."""
+    """The numbers of diverged runs of the arm and of `against`."""
     noise: float | None = None
-    """The standard error of the difference from the noise of runs."""
+    """The standard error of the difference due to the noise of runs."""
     freedom: float | None = None
     """The degrees of freedom of `noise`."""
     counted: float = 0.0
-    """The standard error that `noise` has at least by the number of scored answers."""
+    """The lower bound of `noise` that follows from the number of scored answers."""
     rate_error: float | None = 0.0
-    """The standard error that the searched learning rates add, which all seeds share; None if it is unknown."""
+    """The standard error due to the searched learning rates, which all seeds share; None if unknown."""
     bound: WindowBound | None = None
-    """Of two windows of rates, of which one at least is open: whether `value` and `interval` are those of a bound of
-    the difference. `value` is None if both are open."""
+    """If a compared window of learning rates is open: whether the true difference is at least or at most `value`. If
+    both are open it is "unknown", and `value` is None."""
 
     @property
     def deciding_p(self) -> float | None:
-        """The p-value of the test that decided: of equivalence, or of a difference."""
+        """The p-value of the test that decided the verdict: of equivalence, or of a difference."""
         return self.equivalence if self.found == "equivalent" else self.p
 
 
 @dataclass(frozen=True)
 class ExperimentOutcome:
-    """The verdicts on a recipe, with the machine and the time of its runs."""
+    """The verdicts on a recipe, with the data, the machine and the training time."""
 
     recipe: str
     key: str
@@ -109,19 +109,19 @@ class ExperimentOutcome:
     costs: dict[str, dict[str, float]]
     findings: list[Finding]
     level: float = LEVEL
-    """The significance level of the look at which it was judged."""
+    """The significance level of the look at which the experiment was judged."""
     registration: dict[str, Any] | None = None
-    """What was registered before the first run, and what changed afterwards (`registration`)."""
+    """The registration before the first run, with later changes (`zoo.experiments.registration`)."""
     searches: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The searches of learning rates by arm, from which rates' errors and windows follow."""
+    """The search of each arm's learning rate, from which the rate's error and window follow."""
     missing: list[str] = field(default_factory=list)
-    """The runs without which the first look was judged."""
+    """The missing runs, if the experiment was judged before its first look."""
     speedups: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of ladders, the speedups over the first arm by arm (`Ran.speedups`)."""
+    """The speedups of a ladder's arms over the first arm (`Ran.speedups`)."""
 
     @property
     def noise(self) -> LossNoise:
-        """The noise of the loss that rate searches minimise."""
+        """The noise of a run's loss, for the searches of learning rates."""
         arms = self.values.get("val_loss", {}).values()
         finite = ({int(seed): v for seed, v in own.items() if v is not None} for own in arms)
         return find_noise(finite, self.searches)
@@ -133,12 +133,12 @@ class ExperimentOutcome:
 
     @property
     def decided(self) -> bool:
-        """Whether no comparison is inconclusive, so that further seeds are not needed."""
+        """Whether no comparison is inconclusive. No further seeds are then needed."""
         return all(each.found != "inconclusive" for each in self.findings)
 
     @classmethod
     def read(cls, file: Path) -> ExperimentOutcome:
-        """Read a file that `write` wrote. Raises ConfigError for any other file."""
+        """Read a file written by `write`. Raises ConfigError for any other file."""
         return TypeAdapter(cls).validate_python(read_json(file, cls))
 
     def write(self, file: Path) -> None:
@@ -148,7 +148,7 @@ class ExperimentOutcome:
 
 
 def find_file(name: str) -> Path:
-    """Give the file of the verdict of a packaged recipe."""
+    """Return the path of the verdict of a packaged recipe."""
     return recipes_dir() / "verdicts" / f"{name}.json"
 
 
@@ -165,7 +165,7 @@ def judge(
     level: float = LEVEL,
     registration: dict[str, Any] | None = None,
 ) -> ExperimentOutcome:
-    """Test the arms' results against the expectations of an experiment, or of its short form, at this level. Without
+    """Test the arms' results against the expectations of the whole or short form, at a significance level. Without
     expectations every arm is compared with the baseline."""
     return ExperimentOutcome(
         recipe=name,
@@ -211,8 +211,8 @@ def weigh(ran: Ran, experiment: Experiment, expected: Sequence[Expectation], lev
 def compare_with_baseline(
     ran: Ran, experiment: Experiment, short_form: bool, level: float = LEVEL
 ) -> dict[str, Comparison]:
-    """Compare each arm with the baseline in the experiment's metric. An arm of which a verdict is expected has the
-    comparison of that expectation; any other arm is tested beside all expectations."""
+    """Compare each arm with the baseline in the experiment's metric. An arm with an expected verdict keeps the
+    comparison of that expectation. The other arms are tested together with all expectations."""
     expected, first = experiment.list_expectations(short_form), experiment.first_arm()
     own = {
         each.arm: at
@@ -232,8 +232,8 @@ def compare_with_baseline(
 def _compare_expected(
     ran: Ran, experiment: Experiment, expected: Sequence[Expectation], level: float
 ) -> dict[int, Comparison]:
-    """Compare the arms of the expected verdicts, by their place in `expected`, corrected over all of them. Differences
-    have the sign of the metric."""
+    """Test the expected verdicts, corrected over all of them. Keys are indices in `expected`. A difference keeps the
+    metric's sign, even if a higher metric is better."""
     pairs = {
         str(at): _pair_arms(ran, experiment, each, each.against)
         for at, each in enumerate(expected)
@@ -244,7 +244,7 @@ def _compare_expected(
 
 
 def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str) -> ArmPair:
-    """Pair the arms of an expected verdict, so that less is better."""
+    """Make the pair of arms of an expected verdict, with values of which less is better."""
     margin = experiment.find_margin(each)
     if each.metric == WINDOW:
         windows = find_windows(ran.searches, ran.noise)
@@ -288,7 +288,7 @@ def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) 
 
 
 def _mark_bound(found: Finding, ran: Ran) -> Finding:
-    """Mark the difference of two windows of rates as a bound where a window is open; leave it out where both are."""
+    """Mark the difference of two windows of learning rates as a bound if one window is open. Remove it if both are."""
     if found.metric != WINDOW or found.against is None:
         return found
     windows = find_windows(ran.searches, ran.noise)
@@ -297,7 +297,7 @@ def _mark_bound(found: Finding, ran: Ran) -> Finding:
 
 
 def _weigh_bound(each: Expectation, own: Mapping[int, float]) -> Finding:
-    """Test a bound. It holds if every seed keeps it, whatever the mean."""
+    """Test an expected bound. It holds if every seed meets it, whatever the mean."""
     low, high = min(own.values()), max(own.values())
     kept = (each.at_least is None or low >= each.at_least) and (each.at_most is None or high <= each.at_most)
     about = (each.arm, each.against, describe_bounds(each), each.paper)
@@ -313,7 +313,7 @@ def describe_pair(each: Finding | Expectation) -> str:
 
 
 def describe_bounds(each: Expectation) -> str:
-    """Write the bounds of an expectation in words, with the name of the cost if they limit a cost."""
+    """Format the bounds of an expectation in words, with the name of the cost if they limit a cost."""
     bounds = (("at least", each.at_least), ("at most", each.at_most))
     said = ", ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
     return said if each.cost is None else f"{each.cost} × {said}"

@@ -1,4 +1,4 @@
-"""Describe the faults that pydantic finds in plain data, by the keys of the file that it was read from."""
+"""Describe pydantic's faults in plain data by the keys of the file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def find_place(loc: tuple[Any, ...], node: Any, absent: bool) -> tuple[str, ...]:
-    """Find the key of a fault in the file: pydantic adds the name of a type to the keys."""
+    """Return the path of a faulty key in the file. Names of types, which pydantic adds, are removed."""
     place: list[str] = []
     for each in loc:
         inside = each in node if isinstance(node, dict) else isinstance(node, list) and each in range(len(node))
@@ -20,7 +20,7 @@ _WANTED = {"integer": "a whole number", "string": "a text", "boolean": "true or 
 
 
 def say_wanted(item: Any) -> str:
-    """Say what a key takes, by a fault of pydantic's; empty for a fault of another sort."""
+    """Describe the values that a key accepts, from pydantic's fault. Empty for other sorts of faults."""
     if item["type"] == "literal_error":
         return "one of: " + ", ".join(re.findall("'([^']*)'", item["ctx"]["expected"]))
     if wanted := re.match(r"Input should be (?:a valid )?(\w+)(?: than (or equal to )?(.*))?", item["msg"]):

@@ -1,4 +1,4 @@
-"""Climb the ladder of every arm of a recipe, to compare the loss of its largest size with the predicted loss."""
+"""Train the ladder of every arm of a recipe, and compare the loss of the largest size with the predicted loss."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from zoo.report.history import RunRecord
 from zoo.report.tables import TextTable
 
 METRICS = ("held-out error", "last error", "loss of the largest", "loss at a quarter", "alpha", "beta")
-"""The metrics of a ladder. Three are of the largest size: the maximum relative error of the predicted losses, the
-relative error at the end of its run, and the loss measured there. A quarter is the size nearest to a quarter of its
-parameters. The others are the exponents of the law fitted to all points, which belong to no seed."""
+"""The metrics of a ladder. For the largest size: maximum relative error of the predicted losses, relative error at the
+end of the run, and the measured final loss. Then the final loss at the size nearest to a quarter of the largest size's
+parameters, and the exponents of the law fitted to all points, which belong to no seed."""
 
 BOOTSTRAP = 200
-"""Resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
+"""Number of resamples for the exponents' intervals, which decide whether a prediction is doubtful."""
 
 
 def plan_ladders(recipe: Experiment, short_form: bool) -> dict[str, Ladder]:
-    """Plan the ladder of each arm. Raises ConfigError for a metric that no ladder has, and for an arm that cannot be
-    trained."""
+    """Plan the ladder of each arm. Raises ConfigError for an unknown metric, and for an arm that cannot be trained."""
     if unknown := [each for each in recipe.list_metrics(short_form) if each not in METRICS]:
         raise ConfigError(f"metric: a ladder has no {unknown[0]!r} (one of: {', '.join(METRICS)})")
     form = recipe.form(short_form)
@@ -45,7 +44,7 @@ def plan_ladders(recipe: Experiment, short_form: bool) -> dict[str, Ladder]:
 def climb_recipe(
     recipe: Experiment, ladders: Mapping[str, Ladder], folder: Path, short_form: bool
 ) -> tuple[Ran, dict[str, dict[str, Any]]]:
-    """Climb the ladder of each arm with all seeds. Runs that the folder has already are not trained again. Returns the
+    """Train the ladder of each arm with all seeds. Runs that are already in the folder are not repeated. Return the
     results, and the outcome of each arm's ladder."""
     ordered = dict.fromkeys([recipe.first_arm(), *ladders])  # speedups are over the first
     outcomes = {arm: climb(ladders[arm], find_folder(folder, arm), _say, BOOTSTRAP) for arm in ordered}
@@ -64,7 +63,7 @@ def climb_recipe(
 
 
 def _follow_arms(outcomes: Mapping[str, dict[str, Any]]) -> dict[str, SpeedupTrend]:
-    """Follow the speedups of the arms over the first one. Says which are not known, and leaves them out."""
+    """Compute the speedups of the arms over the first one. Unknown speedups are reported and left out."""
     try:
         found = follow_arms(outcomes)
     except ConfigError as error:
@@ -77,7 +76,7 @@ def _follow_arms(outcomes: Mapping[str, dict[str, Any]]) -> dict[str, SpeedupTre
 
 
 def measure(outcome: dict[str, Any]) -> dict[str, list[float]]:
-    """Compute the METRICS of a ladder by seed from its outcome."""
+    """Return the METRICS of a ladder by seed, from its outcome."""
     law = outcome["fit"]["law"]
     errors = list(
         zip(
@@ -94,7 +93,7 @@ def measure(outcome: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
-    """Count the costs of a ladder: the parameters of its largest size; tokens, FLOPs and seconds of all sizes."""
+    """Return the costs of a ladder: parameters of the largest size; tokens, FLOPs and seconds of all sizes."""
     tokens = sum(each.lengths.updates * each.batch_tokens for each in ladder.rungs)
     flops, seconds = (sum(run[name] for run in outcome["runs"]) for name in ("flops", "seconds"))
     costs = {"params": ladder.rungs[-1].params, "tokens": tokens, "flops": flops, "seconds": seconds}
@@ -102,14 +101,14 @@ def count_costs(ladder: Ladder, outcome: dict[str, Any]) -> dict[str, float]:
 
 
 def draw_climbed(outcomes: Mapping[str, dict[str, Any]], file: Path) -> None:
-    """Draw the losses of the first ladder over its tokens, and the predicted losses of the largest size."""
+    """Draw the losses of the first arm's ladder over tokens, and the predicted losses of the largest size."""
     write_text(file.with_suffix(".svg"), draw_outcome(next(iter(outcomes.values()))) + "\n")
 
 
 def show_climbed(
     speedups: Mapping[str, Any], outcomes: Mapping[str, dict[str, Any]]
 ) -> tuple[list[str], list[str | TextTable]]:
-    """Give the pictures and the tables of the ladders of all arms."""
+    """Return the pictures and the tables of all arms' ladders."""
     return draw_arms(outcomes, read_trends(speedups)), describe_arms(outcomes)
 
 

@@ -1,4 +1,4 @@
-"""Run an experiment look by look, and judge it: from a file to a verdict."""
+"""Run an experiment from its file to a verdict. If it has several looks, judge it after each."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from zoo.report.verdicts import Report
 from zoo.units import say_p
 
 FOLDER = Path("sweeps/experiments")
-"""The folder of experiments, below the working directory."""
+"""Folder of the experiments, in the working directory."""
 
 
 @dataclass(frozen=True)
 class JudgedExperiment:
-    """An experiment's outcome, the functions that draw its results and write its page, and the report on its arms if
-    they were trained."""
+    """An experiment's outcome, the functions that draw its results and write its page, and the report on trained
+    arms."""
 
     outcome: ExperimentOutcome
     draw: Callable[[Path], None]
@@ -42,7 +42,7 @@ class JudgedExperiment:
     report: Report | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the verdict, the plot and the page into a folder."""
+        """Write the verdict, the plot and the page to a folder."""
         self.outcome.write(folder / "verdict.json")
         self.draw(folder / "verdict.png")
         self.write_page(folder / PAGE)
@@ -70,7 +70,8 @@ def experiment(
 def judge_in_folder(
     name: str, experiment: Experiment, folder: Path, train: bool, observer: SweepObserver
 ) -> JudgedExperiment:
-    """Run an experiment, or judge its existing runs; write its verdict, plot and page into the folder."""
+    """Run an experiment or, without `train`, judge its existing runs. Write the verdict, plot and page to the
+    folder."""
     if train:
         made = run_experiment(name, experiment, folder, False, observer)
     else:
@@ -82,8 +83,8 @@ def judge_in_folder(
 def run_experiment(
     name: str, experiment: Experiment, folder: Path, short_form: bool, observer: SweepObserver
 ) -> JudgedExperiment:
-    """Register an experiment, train the missing runs in its folder, and judge it. A design with several looks trains
-    further seeds only while a comparison is inconclusive."""
+    """Register an experiment, train the missing runs in its folder, and judge it. With several looks, further seeds are
+    trained only while a comparison is inconclusive."""
     if not experiment.trains:
         return _run_task(name, experiment, folder, short_form)
     looks = experiment.form(short_form).looks
@@ -100,7 +101,7 @@ def run_experiment(
 
 
 def _run_task(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
-    """Register an experiment of a probe or a ladder, train its missing runs, and judge it."""
+    """Register the experiment of a probe or a ladder, train its missing runs, and judge it."""
     if experiment.probe is not None:
         from zoo.experiments.probing import draw_probed, hash_small_models, probe_recipe, show_probed
 
@@ -119,12 +120,12 @@ def _run_task(name: str, experiment: Experiment, folder: Path, short_form: bool)
 
 
 def _hash_models(plan: LaunchPlan) -> dict[str, str]:
-    """Name a run of each arm, which is the hash of its config."""
+    """Return a hash of each arm's config: the name of the arm's first run."""
     return {each.arm: each.name for each in reversed(plan.list_points())}
 
 
 def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
-    """Judge the existing runs in an experiment's folder (`_collect_ended`). Trains nothing. Raises ConfigError for a
+    """Judge the existing runs in an experiment's folder (`_collect_ended`) without training. Raises ConfigError for a
     probe or a ladder."""
     if not experiment.trains:
         raise ConfigError("report: is for arms that train on text (--run repeats no training of a probe or a ladder)")
@@ -136,9 +137,9 @@ def report_experiment(name: str, experiment: Experiment, folder: Path, short_for
 
 
 def _collect_ended(experiment: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[Arm], float, list[str]]:
-    """Collect the runs of the last look that has all of its runs, its level, and no missing run. Before the first look
-    the seeds that are complete are collected, with the level that a look at them would have and a description of each
-    missing run. Raises ConfigError if fewer than two seeds are complete."""
+    """Collect results and arms at the last complete look. Return them with the look's significance level and a list of
+    missing runs. If no look is complete, collect the complete seeds, with the level of a look at them and a description
+    of each missing run. Raises ConfigError if fewer than two seeds are complete."""
     looks = experiment.form(short_form).looks
     whole = (each for each in reversed(looks) if not find_complete_seeds(experiment, folder, each)[2])
     complete, found, missing = find_complete_seeds(experiment, folder, next(whole, looks[0]))
@@ -154,11 +155,11 @@ def _collect_ended(experiment: Experiment, folder: Path, short_form: bool) -> tu
 def report_folders(
     folders: Sequence[Path], baseline: str | None = None, metric: str | None = None, margin: float | None = None
 ) -> tuple[Report, list[str]]:
-    """Report on the arms in folders of runs, with lines on runs that are missing or left out.
+    """Report on the arms in folders of runs. Also return lines on runs that are missing or left out.
 
-    An experiment's folder is judged by the comparisons that it registered, and at the level of its look. Arms of any
-    other folders are compared with the first one, and so are those of an experiment in another metric or with another
-    baseline. Raises ConfigError as `Report.make`, and if fewer than two seeds of an experiment are complete.
+    An experiment's folder is judged by its registered comparisons, at the level of its look. In other folders, or with
+    another metric or baseline, arms are compared with the first or the given baseline. Raises ConfigError as
+    `Report.make`, and if fewer than two seeds of an experiment are complete.
     """
     stated = read_registered(folders[0]) if len(folders) == 1 else None
     if stated and stated.trains and baseline in (None, stated.first_arm()) and metric in (None, stated.metric):
@@ -173,7 +174,7 @@ def report_folders(
 def describe_arms(
     outcome: ExperimentOutcome, experiment: Experiment, ran: Ran, arms: Sequence[Arm]
 ) -> JudgedExperiment:
-    """Report on trained arms, with the function that draws them."""
+    """Make the judged experiment of trained arms, with a report and the functions that draw it."""
     made = _compare_arms(experiment, ran, arms, outcome.form == "short", outcome.level)
     title = f"{outcome.recipe}: {experiment.claim}" if experiment.claim else outcome.recipe
     rows = [list_cells(each, experiment, outcome.level) for each in outcome.findings]
@@ -207,8 +208,8 @@ def write_task_page(
     show: Callable[[], tuple[Sequence[str], Sequence[str | TextTable]]],
     file: Path,
 ) -> None:
-    """Write the page of an experiment of a probe or a ladder: what the terminal shows, with the pictures and the tables
-    of `show`."""
+    """Write the page of an experiment of a probe or a ladder: the terminal's lines and tables, then the pictures and
+    tables of `show`."""
     title, *results = make_outcome_tables(outcome.recipe, experiment, outcome)
     pictures, tables = show()
     better = "higher" if experiment.prefers_higher(None) else "lower"
@@ -224,7 +225,7 @@ def write_task_page(
 
 
 def _describe_finding(each: Finding, experiment: Experiment, level: float) -> tuple[str, str, str]:
-    """Give the arms of a finding, its verdict, and a sentence on it."""
+    """Return the arms of a finding, its verdict, and a sentence with the numbers."""
     _, _, found, value, *_ = list_cells(each, experiment, level)
     said = (found, value, say_p(each.deciding_p, level))
     return describe_pair(each), each.found, ", ".join(filter(None, said))

@@ -1,4 +1,4 @@
-"""Find the model files that an experiment's file names."""
+"""Resolve the model files that an experiment's file names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from zoo.errors import refuse
 
 
 def place_models(node: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Find the files of `model=FILE` in `shared` and in the arms: in the working directory, else beside `file`. Raises
-    ConfigError for a missing one."""
+    """Replace each `model=FILE` in `shared` and in the arms by an existing path: in the working directory, or else next
+    to `file`. Raises ConfigError for a missing file."""
     faults: list[str] = []
 
     def place(overrides: Any, key: str) -> Any:

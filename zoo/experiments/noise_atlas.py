@@ -1,6 +1,7 @@
-"""Collect the noise of runs by their models' size, from the kept verdicts: the noise atlas.
+"""Collect the noise of runs by model size from the stored verdicts: the noise atlas.
 
-Plans take from it the standard deviation of a pair's difference, and searches on narrow proxies that of a run.
+It gives plans the standard deviation of the difference between two arms with one seed, and gives searches on narrow
+proxies that of one run.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from zoo.report.arms import Arm
 from zoo.units import format_count
 
 NEAR = 5.0
-"""Largest ratio of two models' parameters at which they are taken to have the same noise."""
+"""Largest ratio of parameters at which two models are assumed to have the same noise."""
 
 
 @dataclass(frozen=True)
 class PairNoise:
-    """The standard deviation of a pair's difference (two arms, one seed): the median over `arms` of kept verdicts that
-    have between `smallest` and `largest` parameters."""
+    """The standard deviation `sigma` of the difference between two arms with the same seed. It is a median over `arms`
+    of stored verdicts with `smallest` to `largest` parameters."""
 
     sigma: float
     loss: float
-    """The loss to which `sigma` is in the median of these arms' ratios of both."""
+    """The loss for which `sigma` / `loss` is the median of these arms' ratios."""
     arms: int
     smallest: float
     largest: float
 
     def describe(self) -> str:
-        """Describe the noise and its source."""
+        """Describe the noise and its source in a line."""
         sizes = dict.fromkeys(format_count(each) for each in (self.smallest, self.largest))
         said = f"σ = {self.sigma:.3g}: the median of {self.arms} arms of kept verdicts"
         return f"{said} of {' to '.join(sizes)} parameters (--sigma replaces it)"
@@ -41,8 +42,8 @@ class PairNoise:
 
 @functools.lru_cache(8)
 def find_noise(metric: str, params: float) -> PairNoise | None:
-    """Find the noise of a pair in a metric, of models whose parameters are at most NEAR times more or fewer; None if no
-    kept verdict is on such a model."""
+    """Find the noise of the difference between two arms in a metric, for models within a factor NEAR of `params`. None
+    if no stored verdict has such a model."""
     near = []
     for (_, first), *others in _list_verdicts(metric):
         for size, own in others:
@@ -58,8 +59,8 @@ def find_noise(metric: str, params: float) -> PairNoise | None:
 
 @functools.lru_cache(8)
 def find_run_noise(params: float) -> LossNoise:
-    """Pool the noise of a run's loss over the arms of kept verdicts on models whose parameters are at most NEAR times
-    more or fewer. Arms differ in their noise, and quantiles of the pooled one hold for an arm drawn from them."""
+    """Pool the noise of a run's loss over stored verdicts' arms with models within a factor NEAR of `params`. Arms
+    differ in noise; quantiles of the pooled noise hold for an arm drawn at random."""
     near = (own for arms in _list_verdicts("val_loss") for size, own in arms if _is_near(size, params))
     distinct = {tuple(own.values()): own for own in near}  # several recipes have the same runs
     return LossNoise.of_arms(distinct.values())
@@ -67,8 +68,8 @@ def find_run_noise(params: float) -> LossNoise:
 
 @functools.lru_cache(8)
 def _list_verdicts(metric: str) -> list[list[tuple[float, dict[int, float]]]]:
-    """List the arms of each kept verdict in a metric, the first one first: their parameters, and their finite values by
-    seed."""
+    """List the arms of each stored verdict in a metric, the first arm first. An arm is its number of parameters and its
+    finite values by seed."""
     found = []
     for name in list_recipes():
         (_, experiment), outcome = find_recipe(name), find_outcome(name)
@@ -85,8 +86,8 @@ def _is_near(size: float, params: float) -> bool:
 
 
 def note_noise(arm: Arm) -> Arm:
-    """Note the `noise` of kept verdicts on models of a proxy's size with a search on the proxy (as a LossNoise). The
-    search has one run a rate, and so no spread of its own, and narrow models may be noisier than the arm's wide one."""
+    """Add the stored verdicts' noise at a proxy's size to an arm's search on that proxy, as `noise` (a LossNoise). The
+    search has one run per rate and thus no spread of its own, and narrow models may be noisier than the wide one."""
     if arm.search is None or not arm.search.get("width"):
         return arm
     run = next(each for each in arm.runs.values() if each.search)

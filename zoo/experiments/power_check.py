@@ -1,4 +1,4 @@
-"""Find the published effects that an experiment's design could not detect, before it runs.
+"""Find, before an experiment runs, the published effects that its design cannot detect.
 
 The noise is the experiment's own `sigma`, or that of the noise atlas (`noise_atlas`).
 """
@@ -24,18 +24,18 @@ from zoo.report.rate_table import WINDOW
 from zoo.units import format_number
 
 TYPICAL = 0.7
-"""Decades of the window of good rates that a plan takes for the baseline's: the median of the kept verdicts'."""
+"""Assumed width, in decades, of the baseline's window of good learning rates: the median over stored verdicts."""
 
 LOSS = 2.0
-"""The loss, in nats, that a plan assumes where no verdict on a model of about its size is kept."""
+"""Assumed loss, in nats, if there is no stored verdict on a model of about this size."""
 
 EXPERIMENTS = 200
-"""Experiments that are simulated for the power of a design."""
+"""Number of simulated experiments for the power of a design."""
 
 
 def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str]:
-    """Complete an outlook whose σ is unknown by that of kept verdicts on models of its size, with a note on its source;
-    the note is empty if σ is known, or if no verdict is of about the size."""
+    """Fill in an unknown σ from stored verdicts on models of about this size. Return the outlook and a note on the
+    source. The note is empty if σ is known, or if there is no such verdict."""
     first = next(iter(outlook.arms.values()))[0]
     params = outlook.predict(first)["params"]
     if outlook.sigma is not None or (noise := find_noise(experiment.metric, params)) is None:
@@ -44,7 +44,8 @@ def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str
 
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """Describe what the design can show besides a difference: equivalence, divergence, and the levels of looks."""
+    """Describe in lines what the design can show besides a difference: equivalence, divergence, and the levels of
+    looks."""
     form, level, lines = experiment.form(False), LEVEL / outlook.comparisons, []
     seeds = form.looks[-1]
     if len(form.looks) > 1:
@@ -73,9 +74,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 
 def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str]:
-    """Find σ of a pair's difference as a share of the loss where learning rates are searched, that loss, and its
-    source: kept verdicts on models of about the size of the first arm, or of its proxy, else LOSS. A proxy's σ is that
-    of kept verdicts if it is larger (`note_noise`)."""
+    """Return the relative σ (of a difference between two arms, ÷ loss) where learning rates are searched, the loss, and
+    its source. Noise and loss are for the size of the first arm, or of its proxy; without a stored verdict the loss is
+    LOSS. A proxy's σ is at least that of stored verdicts (`note_noise`)."""
     searched = (*outlook.proxies, next(iter(outlook.arms.values()))[0])[0]
     params = outlook.predict(searched)["params"]
     if outlook.proxies:
@@ -87,10 +88,10 @@ def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str
 
 @functools.lru_cache(8)
 def find_wider_window(share: float, arms: int, seeds: int, level: float) -> float | None:
-    """Find the smallest window of good rates, in decades, that searches tell from one of TYPICAL with power POWER at
-    this level; None if there is none up to four times as wide. The power is simulated, by the functions that search and
-    judge. `share` is the σ of a pair's difference over the loss; it is √2 times a run's if pairing neither helps nor
-    hurts."""
+    """Find the smallest window of good rates, in decades, that searches distinguish from one of TYPICAL with power
+    POWER at this level. None if none up to four times as wide is distinguished. The power is simulated, with the
+    functions that search and judge. `share` is σ of a difference between two arms ÷ loss, taken to be √2 times a
+    run's."""
     widths = [TYPICAL * times / 10 for times in range(11, 41)]
     at = bisect.bisect_left(
         widths, POWER, key=lambda width: _simulate_power(width, share / math.sqrt(2), arms, seeds, level)
@@ -99,8 +100,8 @@ def find_wider_window(share: float, arms: int, seeds: int, level: float) -> floa
 
 
 def _simulate_power(width: float, sigma: float, arms: int, seeds: int, level: float) -> float:
-    """Count how often two arms' windows, one of TYPICAL and one of `width`, are told apart. `sigma` is a run's, at a
-    loss of 1."""
+    """Return the fraction of simulated experiments that distinguish a window of `width` from one of TYPICAL. `sigma` is
+    a run's noise at a loss of 1."""
     drawn, told = random.Random(0), 0
     for _ in range(EXPERIMENTS):
         noise = LossNoise.of_arms({seed: drawn.gauss(0, sigma) for seed in range(seeds)} for _ in range(arms))
@@ -111,7 +112,8 @@ def _simulate_power(width: float, sigma: float, arms: int, seeds: int, level: fl
 
 
 def _search_window(width: float, sigma: float, noise: float, drawn: random.Random) -> RateWindow:
-    """Search an arm whose loss is a parabola with a window of this width, its best rate anywhere between two tried."""
+    """Simulate the search of an arm whose loss is a parabola in log learning rate, with a window of this width. The
+    best rate is drawn between two tried rates."""
     made, best = RateSearch(1.0), drawn.uniform(-0.5, 0.5)
     while not made.finished:
         for place in made.ask():
@@ -121,8 +123,8 @@ def _search_window(width: float, sigma: float, noise: float, drawn: random.Rando
 
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """Write a line for each published effect, or margin, that the design could not detect, and for each effect within
-    its margin."""
+    """List the published effects and margins that the design could not detect, and the effects within their margin, a
+    line each."""
     level, sigma, lines = LEVEL / outlook.comparisons, outlook.sigma, list_wide_margins(experiment)
     smallest = find_smallest_effect(outlook.seeds, level)
     if smallest is None or sigma is None:
@@ -139,8 +141,8 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 
 def tell_blind(experiment: Experiment, each: Expectation, seen: float, sigma: float | None, level: float) -> list[str]:
-    """Write a line if the published effect of an expectation, or its margin, is below the smallest difference `seen`.
-    With the σ of a pair the line has the seeds that would detect it."""
+    """Return a line if an expectation's published effect, or else its margin, is below `seen`, the smallest detectable
+    difference. Given `sigma` of a difference, the line has the number of seeds needed."""
     published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
     effect = experiment.find_margin(each) if published is None else published
     if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:

@@ -1,4 +1,4 @@
-"""Price a recipe's arms before they run, and check that they cost the same if the recipe says so."""
+"""Price a recipe's arms before they run, and check that arms declared as matched cost the same."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from zoo.training.planning import TrainingPlan
 
 
 def price_arms(recipe: Experiment, short_form: bool = False) -> dict[str, dict[str, float]]:
-    """Price each arm by its config: parameters, tokens and FLOPs of training, and the cache of a row in bytes; for a
-    ladder only the parameters of its largest size. Raises ConfigError for an arm that cannot be trained."""
+    """Price each arm from its config: parameters, tokens and FLOPs of training, and bytes of cache of one sequence; for
+    a ladder only the parameters of the largest size. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
         return {name: price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     if recipe.ladder is not None:
@@ -47,13 +47,13 @@ def _price(plan: TrainingPlan) -> dict[str, float]:
 
 
 def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
-    """Count the parameters of the largest size, the only cost of a ladder known in advance."""
+    """Return the parameters of a ladder's largest size, its only cost that is known in advance."""
     return {"params": float(plan_ladder(asked.request(overrides)).rungs[-1].params)}
 
 
 def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     """Price one training of a model on a probe: parameters, tokens, FLOPs, elementwise operations of the forward
-    passes, and the cache of a row in bytes."""
+    passes, and bytes of cache of one sequence."""
     task = make_probe(probe.name, probe.size, probe.settings)
     model, rest = probe.split_model(overrides)
     spec, _ = load_small(model, task, rest)
@@ -65,7 +65,7 @@ def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
 
 
 def check_matched(recipe: Experiment, costs: Mapping[str, Mapping[str, float]]) -> None:
-    """Raise ConfigError for arms whose `matched` costs differ from those of the first arm by more than 1 %."""
+    """Raise ConfigError for arms whose `matched` costs differ by more than 1 % from the first arm's."""
     base, *others = costs
     faults = []
     for name in others:

@@ -1,7 +1,7 @@
-"""Read a metric of a probe by seed, and find its noise: the least that it has, and that of kept runs.
+"""Estimate the noise of a probe's metric: a lower bound, and the spread over stored runs.
 
-Kept are recipes/cards and the verdicts of recipes with a probe. They are to a probe's metrics what the noise atlas
-(`noise_atlas`) is to losses.
+Stored runs are recipes/cards and the verdicts of recipes with a probe. They serve a probe's metrics as the noise atlas
+(`noise_atlas`) serves losses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_metrics(probe: Probe, metrics: Sequence[str]) -> None:
 
 
 def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
-    """Read a metric of each seed."""
+    """Read a metric by seed: `reach`, or a metric at a level (`accuracy at 16`)."""
     if metric == "reach":
         return {each.seed: float(each.reach) for each in outcome.seeds}
     name, _, level = metric.partition(" at ")
@@ -41,8 +41,8 @@ def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
 
 
 def find_least_noise(probe: Probe, metric: str, values: Collection[float]) -> LossNoise:
-    """Find the standard deviation that a metric of a probe has at least, given its values by seed: that of rounding to
-    levels, or of a finite number of answers; 0 for a metric that is neither a level nor an accuracy."""
+    """Return the least standard deviation of a probe's metric, given its values by seed. It comes from rounding to
+    levels, or from the finite number of answers. UNKNOWN (0) for a metric that is neither a level nor an accuracy."""
     if metric == "reach":
         return find_level_noise(probe.levels, values)
     name, _, level = metric.partition(" at ")
@@ -55,44 +55,44 @@ def find_least_noise(probe: Probe, metric: str, values: Collection[float]) -> Lo
 
 
 def find_largest(probe: Probe, metric: str) -> float:
-    """Find the largest difference that two models can have in a metric of a probe; infinite if it has no bounds."""
+    """Return the largest possible difference between two models in a metric of a probe; infinite if it is unbounded."""
     bounds = {"reach": float(max(probe.levels)), "accuracy": 1.0, "scaled": 1.0}
     return bounds.get(metric.partition(" at ")[0], math.inf)
 
 
 @dataclass(frozen=True)
 class KeptScores:
-    """A metric of a kept model on a probe, by seed."""
+    """The values of a metric, one per seed, of a stored model on a probe."""
 
     name: str
     model: tuple[str, frozenset[str]]
-    """The model's name, and the overrides."""
+    """The model's name and its overrides."""
     probe: Probe
     metric: str
     values: tuple[float, ...]
 
     @property
     def variance(self) -> float:
-        """The variance over seeds, or the least one if that is larger."""
+        """The variance over seeds, or the lower bound by `find_least_noise` if that is larger."""
         least = find_least_noise(self.probe, self.metric, self.values).sigma
         return max(LossNoise.of_arms([dict(enumerate(self.values))]).sigma, least) ** 2
 
 
 @dataclass(frozen=True)
 class ProbeNoise:
-    """The standard deviation of a run's metric on a probe, pooled over kept models."""
+    """The standard deviation of a run's metric on a probe, pooled over the stored `models`."""
 
     sigma: float
     models: tuple[str, ...]
     own: bool
-    """Whether they are the asked model."""
+    """Whether `models` is the requested model."""
     alike: bool
-    """Whether they ran at the probe's settings."""
+    """Whether the runs had the requested settings of the probe."""
 
 
 def find_probe_noise(probe: Probe, metric: str, model: str, overrides: Sequence[str]) -> ProbeNoise | None:
-    """Pool the noise of a run's metric over the kept runs of the model at the probe's settings; where there are none,
-    over those of all models, and where none has these settings, over all of the probe. None if none has the metric."""
+    """Pool the noise of a run's metric over stored runs: those of this model at the probe's settings, or else of all
+    models at these settings, or else of all models at any settings. None if no run has the metric."""
     kept = _list_scores(probe.name, metric)
     alike = [each for each in kept if each.probe == probe]
     own = [each for each in alike if each.model == (model, frozenset(overrides))]
@@ -104,7 +104,7 @@ def find_probe_noise(probe: Probe, metric: str, model: str, overrides: Sequence[
 
 @functools.lru_cache(8)
 def _list_scores(probe: str, metric: str) -> list[KeptScores]:
-    """List the kept runs of a probe that have a metric."""
+    """List the stored runs of a probe that have a metric, for models with several seeds."""
     return [each for each in (*_list_cards(probe, metric), *_list_verdicts(probe, metric)) if len(each.values) > 1]
 
 
@@ -119,7 +119,7 @@ def _list_cards(probe: str, metric: str) -> Iterator[KeptScores]:
 
 
 def _list_verdicts(probe: str, metric: str) -> Iterator[KeptScores]:
-    """List the arms of verdicts, withdrawn ones too: their seeds are as noisy as they are."""
+    """Yield the scores of the arms of verdicts, including withdrawn ones, whose noise is as informative."""
     for name in list_recipes():
         (_, recipe), outcome = find_recipe(name), find_outcome(name)
         asked = recipe.probe

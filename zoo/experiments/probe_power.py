@@ -1,4 +1,4 @@
-"""Foresee what an experiment of a probe can detect, from the noise of kept runs (`probe_noise`)."""
+"""Predict the differences that an experiment of a probe can detect, from the noise of stored runs (`probe_noise`)."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from zoo.report.tables import TextTable
 
 @dataclass(frozen=True)
 class ProbePower:
-    """What the seeds of an experiment of a probe detect of an expected verdict."""
+    """The difference that an experiment of a probe can detect, for one expected verdict."""
 
     expected: Expectation
     metric: str
     noises: dict[str, ProbeNoise | None]
-    """The noise of a run of both arms."""
+    """The noise of a run of each of the two arms."""
     sigma: float | None
-    """The standard deviation of a pair's difference; None if no run with the metric is kept."""
+    """Standard deviation of the difference between two arms with one seed. None if no stored run has the metric."""
     smallest: float | None
-    """The smallest true difference that is shown with power POWER, at Holm's strictest level."""
+    """Smallest true difference that is detected with power POWER at Holm's strictest level."""
     largest: float
-    """The largest difference that the metric can have."""
+    """Largest possible difference in the metric."""
 
     @property
     def detected(self) -> float | None:
-        """The smallest difference, infinite if the metric cannot have it."""
+        """The smallest detectable difference; infinite if it exceeds the largest possible one."""
         return math.inf if self.smallest is not None and self.smallest > self.largest else self.smallest
 
     @property
     def foreign(self) -> dict[str, ProbeNoise]:
-        """The noises, by arm, that are those of other models."""
+        """The noises, by arm, that come from other models."""
         return {arm: each for arm, each in self.noises.items() if each is not None and not each.own}
 
     @property
     def source(self) -> str:
-        """Where the noise comes from, in words."""
+        """The source of the noise, in words."""
         if self.sigma is None:
             return "no run is kept (--sigma)"
         if not self.noises:
@@ -52,14 +52,14 @@ class ProbePower:
         return f"other models, for {' and '.join(self.foreign)}" if self.foreign else "kept runs of both"
 
     def to_dict(self) -> dict[str, Any]:
-        """Write it as plain data."""
+        """Return the detectable difference as plain data."""
         about = {"arm": self.expected.arm, "against": self.expected.against, "metric": self.metric}
         return about | {"sigma": self.sigma, "smallest_effect": self.smallest, "sigma_from": self.source}
 
 
 def foresee_probe(experiment: Experiment) -> list[ProbePower]:
-    """Foresee what an experiment of a probe detects, by expected verdict. The file's `sigma` replaces that of kept runs
-    in the experiment's metric."""
+    """Compute, for each expected verdict, the difference that an experiment of a probe can detect. In the experiment's
+    metric, the file's `sigma` replaces that of stored runs."""
     asked = experiment.probe
     assert asked is not None
     task, found = make_probe(asked.name, asked.size, asked.settings), []
@@ -92,7 +92,7 @@ def make_power_table(experiment: Experiment, powers: Sequence[ProbePower]) -> Te
 
 
 def list_power_notes(experiment: Experiment, powers: Sequence[ProbePower]) -> list[str]:
-    """Write what the table rests on."""
+    """List notes on the table's assumptions: the power, and the source of σ."""
     assert experiment.probe is not None
     holm = f", after Holm over {len(powers)} comparisons" if len(powers) > 1 else ""
     notes = [f"detect: the smallest true difference that is shown with a power of {POWER:g}{holm}"]
@@ -107,8 +107,8 @@ def list_power_notes(experiment: Experiment, powers: Sequence[ProbePower]) -> li
 
 
 def list_blind_probe(experiment: Experiment, powers: Sequence[ProbePower]) -> list[str]:
-    """Write a line for each published effect, or margin, that the design could not detect, and for each effect within
-    its margin."""
+    """List the published effects and margins that the design could not detect, and the effects within their margin, a
+    line each."""
     level, lines = LEVEL / max(len(powers), 1), list_wide_margins(experiment)
     for each in powers:
         if each.detected is not None:

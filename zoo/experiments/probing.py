@@ -1,4 +1,4 @@
-"""Run the probe of a recipe on every arm."""
+"""Run a recipe's probe on every arm."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[ProbeOutcome]]:
-    """Run the probe on every arm; trainings in the folder are not repeated. Returns the results, and the outcomes under
-    the arms' names. Raises ConfigError as `run_probe` does."""
+    """Run the probe on every arm. Trainings that are already in the folder are not repeated. Return the results, and
+    the outcomes under the arms' names. Raises ConfigError as `run_probe` does."""
     form = recipe.form(short_form)
     assert form.probe is not None
     found = {}
@@ -61,7 +61,7 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
 
 
 def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
-    """Hash each arm's model, shrunk to the probe's size, with the probe's settings. Raises ConfigError as
+    """Hash each arm's model, shrunk to the probe's size, together with the probe's settings. Raises ConfigError as
     `check_matched`, `load_small` and `check_metrics` do."""
     check_matched(recipe, price_arms(recipe))
     task, small = _load_arms(recipe, short_form)
@@ -70,7 +70,7 @@ def hash_small_models(recipe: Experiment, short_form: bool) -> dict[str, str]:
 
 
 def _load_arms(recipe: Experiment, short_form: bool) -> tuple[Probe, dict[str, Any]]:
-    """Make the probe, and each arm's model shrunk to its size."""
+    """Return the probe, and each arm's model shrunk to the probe's size."""
     asked = recipe.form(short_form).probe
     assert asked is not None
     task, found = make_probe(asked.name, asked.size, asked.settings), {}
@@ -81,9 +81,9 @@ def _load_arms(recipe: Experiment, short_form: bool) -> tuple[Probe, dict[str, A
 
 
 def plan_probe(recipe: Experiment, measure: bool = True) -> dict[str, dict[str, float]]:
-    """Count each arm's `trainings`, those of its rate's search and its seeds, and price them together; `params` and
-    `cache_bytes` are those of one. With `measure` their `seconds` in a thread are predicted from timed steps. Raises
-    ConfigError as `check_matched` and `load_small` do."""
+    """Return the costs of each arm: the number of `trainings` (search of the rate, and seeds) and their total price.
+    `params` and `cache_bytes` are those of one model. With `measure`, `seconds` in one thread are predicted from timed
+    steps. Raises ConfigError as `check_matched` and `load_small` do."""
     asked, found = recipe.probe, price_arms(recipe)
     check_matched(recipe, found)
     assert asked is not None
@@ -106,18 +106,18 @@ def describe_machine() -> str:
 
 
 def count_costs(probe: Probing, overrides: list[str], outcome: ProbeOutcome) -> dict[str, float]:
-    """Count the costs of one training of a model on a probe: those of `price_probed`, and the mean seconds."""
+    """Return the costs of one training of a model on a probe: those of `price_probed`, and the mean seconds."""
     trainings = len(outcome.chosen) + len(outcome.seeds)
     return price_probed(probe, overrides) | {"seconds": outcome.seconds / trainings}
 
 
 def draw_probed(values: Values, outcomes: list[ProbeOutcome], file: Path) -> None:
-    """Draw the first figure of a probed experiment."""
+    """Draw the first figure of a probe's experiment to a file."""
     write_figure(make_figures(values, outcomes)[0], file)
 
 
 def show_probed(values: Values, outcomes: list[ProbeOutcome]) -> tuple[list[str], list[str | TextTable]]:
-    """Give the pictures of a probed experiment, and the tables and notes of its card."""
+    """Return the pictures of a probe's experiment, and the tables and notes of its card."""
     from zoo.probes.card import list_notes, list_tables
 
     pictures = [format_svg(each) for each in make_figures(values, outcomes)]
@@ -125,7 +125,7 @@ def show_probed(values: Values, outcomes: list[ProbeOutcome]) -> tuple[list[str]
 
 
 def make_figures(values: Values, outcomes: list[ProbeOutcome]) -> list[Figure]:
-    """Make the figures of a probed experiment: the first metric, a bar per arm, unless it is `reach`; and the card."""
+    """Draw the figures of a probe's experiment: a bar per arm for the first metric (except `reach`), and the card."""
     from zoo.probes.card import make_bars, make_card
 
     metric, by_arm = next(iter(values.items()))

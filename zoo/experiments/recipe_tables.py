@@ -1,4 +1,4 @@
-"""Make tables of recipes and their verdicts."""
+"""Format recipes and their verdicts as tables."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from zoo.units import format_number, format_p, say_p
 
 LIST = ("recipe", "claim", "first finding", "expectations that hold", "date")
 FIXED = "fixed"
-"""The learning rates of a recipe that searches none."""
+"""Word for a recipe that does not search its learning rates."""
 WITHDRAWN = "withdrawn"
-"""What stands for a recipe that is withdrawn, in place of what holds."""
+"""Word that replaces the number of expectations that hold, for a withdrawn recipe."""
 FINDINGS = ("expected", "source", "found", "value", "p", "holds")
 
 
@@ -34,8 +34,8 @@ OPEN = "≥, ≤, unknown: a window of learning rates reaches the last rate trie
 
 
 def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, ExperimentOutcome | None]) -> TextTable:
-    """Make a table with a row for each recipe: claim, first finding, number of expectations that hold, and the date
-    where names stay whole beside it."""
+    """Make a table with a row for each recipe: claim, first finding, number of expectations that hold, and the date if
+    the terminal is wide enough."""
     rows = []
     for name, each in recipes.items():
         outcome = outcomes[name]
@@ -58,26 +58,26 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
 
 
 def count_held(recipe: Experiment, outcome: ExperimentOutcome) -> str:
-    """Count the expectations that hold, `2 of 3`; a withdrawn recipe (WITHDRAWN) has none to count."""
+    """Format the number of expectations that hold: `2 of 3`, or WITHDRAWN."""
     held = sum(found.holds for found in outcome.findings)
     return WITHDRAWN if recipe.withdrawn else f"{held} of {len(outcome.findings)}"
 
 
 def describe_rates(recipe: Experiment) -> str:
-    """Say whether each arm trains at its own searched learning rate, or at a fixed one (FIXED)."""
+    """Return whether each arm trains at its own searched learning rate (`searched`) or at a fixed one (FIXED)."""
     searched = recipe.tune or recipe.probe is not None or (recipe.ladder is not None and recipe.ladder.tune)
     return "searched" if searched else FIXED
 
 
 def list_machines(outcomes: Mapping[str, ExperimentOutcome | None]) -> list[str]:
-    """List each processor in a line, with the number of recipes that ran on it."""
+    """List the processors, a line each, with the number of recipes that ran on each."""
     ran = Counter(each.machine.partition(";")[0] for each in outcomes.values() if each is not None)
     return [f"{count} of {len(outcomes)} ran on: {machine}" for machine, count in ran.most_common()]
 
 
 def format_value(each: Finding) -> str:
-    """Format a ratio of costs, a difference with half of its interval or, for an expected bound, the mean and the range
-    over the seeds. A difference of windows that is a bound has its sign before it (OPEN)."""
+    """Format the value of a finding: a ratio of costs, a difference ± half of its interval, or for expected bounds the
+    mean and range over seeds. A difference of windows that is only a bound has its sign first (OPEN)."""
     if each.cost is not None:
         return f"×{each.value:.2f}"
     if each.value is None:
@@ -90,8 +90,8 @@ def format_value(each: Finding) -> str:
 
 
 def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[str | TextTable]:
-    """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
-    Before it has run there are only the claim and the expectations."""
+    """Make the lines and tables of one recipe: claim, expectations with findings, and the arms' metrics and costs.
+    Before it has run, only the claim and the expectations."""
     head = [f"{name}. Claim: {recipe.claim}" if recipe.claim else name]
     head += [f"Source: {recipe.source}"] if recipe.source else []
     head += [f"Withdrawn: {recipe.withdrawn}"] if recipe.withdrawn else []
@@ -123,14 +123,14 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
 
 
 def describe_training(recipe: Experiment, outcome: ExperimentOutcome) -> str:
-    """Say how long an experiment trained, and where."""
+    """Say how long an experiment trained, and on which machine."""
     over = f" ({recipe.minutes} were planned)" if outcome.seconds > 60 * (recipe.minutes or math.inf) else ""
     aside = ", without the search for rates," if recipe.tune and recipe.ladder is None and recipe.probe is None else ""
     return f"{outcome.seconds / 60:.0f} minutes{over} of training{aside} on {outcome.machine}"
 
 
 def tell_speedups(recipe: Experiment, outcome: ExperimentOutcome) -> TextTable:
-    """Make the table of the compute-optimal speedups of a ladder's arms over the first."""
+    """Make the table of the compute-optimal speedups of a ladder's arms over the first arm."""
     from zoo.analysis.scaling.optimal_speedup import read_trends
     from zoo.ladder.ladder_tables import make_speedup_table
 
@@ -138,14 +138,14 @@ def tell_speedups(recipe: Experiment, outcome: ExperimentOutcome) -> TextTable:
 
 
 def list_missing(outcome: ExperimentOutcome) -> list[str]:
-    """Write a line on the runs that a verdict lacks; none if it lacks none."""
+    """Return a line on the runs that a verdict lacks; [] if it lacks none."""
     said = f"Not complete: judged early, at p < {outcome.level:.2g}, without {len(outcome.missing)} runs"
     return [f"{said} ({'; '.join(outcome.missing)})"] if outcome.missing else []
 
 
 def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
-    """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
-    difference that is shown and yet within the margin, a difference of windows that is a bound, rates of a proxy."""
+    """List remarks on rows of FINDINGS that are easily misread: a margin that includes the paper's effect, a
+    significant difference within the margin, a difference of windows that is a bound, learning rates of a proxy."""
     small = [
         f"{describe_pair(each)}: a difference is shown too ({say_p(each.p, outcome.level)}), and it is within "
         "the margin"
@@ -157,8 +157,8 @@ def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:
-    """Write a line for each margin that includes the effect of the source, so that equivalence does not deny it; none
-    where equivalence is expected."""
+    """List a line for each margin that includes the paper's effect, so that equivalence would not contradict it.
+    Expectations of equivalence are left out."""
     return [
         f"{describe_pair(each)}: the margin ±{margin:g} includes the source's effect of "
         f"{format_number(each.effect, '+g')}, so that equivalent would not contradict it"
@@ -170,13 +170,13 @@ def list_wide_margins(recipe: Experiment) -> list[str]:
 
 
 def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
-    """List a row for each arm with a searched learning rate: the rate, and how wide its window is."""
+    """List a row for each arm with a searched learning rate: the rate, and the width of its window."""
     return rate_table.list_rows(outcome.searches, outcome.noise)
 
 
 def list_cells(each: Finding, recipe: Experiment, level: float = LEVEL) -> list[str]:
-    """Format a finding of a recipe, tested at a `level`, as a row of the table FINDINGS. Of a withdrawn recipe nothing
-    holds or fails."""
+    """Format a finding, tested at a `level`, as a row of the table FINDINGS. For a withdrawn recipe the last cell is
+    WITHDRAWN."""
     within = "" if each.margin is None else f" within ±{each.margin:g}"
     expected = f": {each.expected}{within if each.expected == 'equivalent' else ''}"
     pair = describe_pair(each) if each.expected == "any" else f"{describe_pair(each)}{expected}"
@@ -188,7 +188,7 @@ def list_cells(each: Finding, recipe: Experiment, level: float = LEVEL) -> list[
 
 
 def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Give a header, and a row for each arm: mean and standard deviation of each metric."""
+    """Return a header and a row for each arm: mean and standard deviation of each metric."""
     header = ("arm", *(f"{metric} ± σ" for metric in outcome.values))
     rows = []
     for arm in recipe.arms:
@@ -197,7 +197,7 @@ def list_arms(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str
 
 
 def _format_arm(values: Sequence[float | None]) -> str:
-    """Format the mean and the standard deviation over the runs that did not diverge, and the number that did."""
+    """Format the mean and standard deviation over the finite runs, and the number of diverged runs (None)."""
     finite = [each for each in values if each is not None]
     lost = "" if len(finite) == len(values) else f"{len(values) - len(finite)} of {len(values)} diverged"
     if not finite:
@@ -207,7 +207,7 @@ def _format_arm(values: Sequence[float | None]) -> str:
 
 
 def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> TextTable:
-    """Make the table of an experiment of a probe before it runs (`probing.plan_probe`)."""
+    """Make the table of a probe's experiment before it runs (`probing.plan_probe`)."""
     header = ("arm", "trainings", *COSTS[1:])
     rows = [
         [arm, f"{costs['trainings']:.0f}", *(format_cost(name, costs.get(name)) for name in CURRENCIES)]
@@ -218,7 +218,7 @@ def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> TextTable:
 
 
 def list_costs(recipe: Experiment, outcome: ExperimentOutcome) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Give a header, and a row for each arm: its cost in every currency."""
+    """Return a header and a row for each arm: its cost in every currency."""
     return COSTS, [
         [arm, *(format_cost(name, outcome.costs[arm].get(name)) for name in CURRENCIES)] for arm in recipe.arms
     ]

@@ -39,17 +39,18 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "margin": ("margin",),
     "expectations": ("expect",),
 }
-"""The fields of an experiment in each part of its registration. A `task` stands only where there is one."""
+"""The fields of an experiment in each part of its registration. `task` exists only for a probe or a ladder."""
 
 SHOWN = {"code": "Zoo's code", "models": "the arms' models"}
-"""What a part without fields is called."""
+"""Words for the parts that have no fields."""
 
 UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of probes and ladders from 1 December"
 
 
 def register(experiment: Experiment, folder: Path, models: Mapping[str, Any]) -> dict[str, Any]:
-    """Register an experiment in its folder, or list what differs from its registration there. `models` has each arm's
-    resolved model and settings, or their hash. Returns the registration. Raises CheckpointError for a faulty file."""
+    """Register an experiment in its folder; if the folder is registered already, add what has changed. `models` has
+    each arm's resolved model and settings, or their hash. Returns the registration. Raises CheckpointError for a faulty
+    file."""
     stated = state_parts(experiment)
     parts = {name: _hash(part) for name, part in stated.items()}
     parts |= {"models": _hash(sorted(models.items())), "code": hash_code()}
@@ -72,8 +73,8 @@ def register(experiment: Experiment, folder: Path, models: Mapping[str, Any]) ->
 
 
 def read_registered(folder: Path) -> Experiment | None:
-    """Read the experiment that a folder's registration states, with its later changes; None without a registration.
-    Raises CheckpointError or ConfigError for a faulty file."""
+    """Read the experiment from a folder's registration, with later changes. None without a registration. Raises
+    CheckpointError or ConfigError for a faulty file."""
     if not (file := folder / FILE).is_file():
         return None
     made = read_json(file, dict[str, Any])
@@ -85,7 +86,7 @@ def read_registered(folder: Path) -> Experiment | None:
 
 
 def state_parts(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """State the parts of an experiment as plain data."""
+    """Return the parts of an experiment as plain data."""
     found = {name: experiment.model_dump(mode="json", include=set(fields)) for name, fields in PARTS.items()}
     return found if any(found["task"].values()) else {name: each for name, each in found.items() if name != "task"}
 
@@ -94,8 +95,8 @@ def state_parts(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def describe_registration(registered: Mapping[str, Any] | None, experiment: Experiment | None = None) -> str:
-    """Say when an experiment was registered, and what changed afterwards: in later runs and reports, and in the
-    experiment's file as it stands, if `experiment` is given."""
+    """Say when an experiment was registered and what changed afterwards, in later runs and reports. Given `experiment`,
+    its changes count too."""
     if registered is None:
         return UNREGISTERED
     first = "after" if registered.get("late") else "before"
@@ -117,14 +118,14 @@ def _write_time(stated: str) -> str:
 
 
 def _list_parts(old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Name changed parts, with the changes of those that are stated."""
+    """List the names of changed parts, each with its changed fields if they are stored."""
     found = {name: _list_changes(old.get(name, {}), new.get(name, {})) for name in names}
     shown = {name: SHOWN.get(name, name) for name in found}
     return [f"{shown[name]} ({', '.join(each)})" if each else shown[name] for name, each in found.items()]
 
 
 def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the fields of a part that differ: short values as `margin none → 0.5`, others by name."""
+    """List the changed fields of a part: short values as `margin none → 0.5`, others by name."""
     made = []
     for name, now in new.items():
         if name == "expect":
@@ -136,7 +137,7 @@ def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _list_expected(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:
-    """List the expectations that were added or left out, and the changed fields of others."""
+    """List the expectations that were added or removed, and the changed fields of the others."""
     was, now = ({(each["arm"], each["against"], each["metric"], each["cost"]): each for each in e} for e in (old, new))
     made = [f"added {_name(each)}" for key, each in now.items() if key not in was]
     made += [f"left out {_name(each)}" for key, each in was.items() if key not in now]
@@ -160,7 +161,7 @@ def _name(expected: Mapping[str, Any]) -> str:
 
 @functools.cache
 def hash_code() -> str:
-    """Hash the sources of this package."""
+    """Hash the source files of this package."""
     root = Path(zoo.__file__).parent
     made = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):

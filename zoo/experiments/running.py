@@ -1,4 +1,4 @@
-"""Train the arms of an experiment: every arm with every seed, as one sweep of named arms in a folder."""
+"""Train the arms of an experiment: every arm with every seed, as one sweep in a folder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from zoo.untrusted.printable import shorten
 
 @contextmanager
 def plan_arms(experiment: Experiment, folder: Path, short_form: bool = False) -> Iterator[LaunchPlan]:
-    """Plan the runs of all arms, each with every seed of the last look. Raises ConfigError with the faults of all arms,
-    and for two arms that are the same run."""
+    """Plan the runs of all arms, with every seed of the last look. Raises ConfigError with the faults of all arms, and
+    for two arms with the same runs."""
     form = experiment.form(short_form)
     shared = [*experiment.shared, *form.overrides, f"seed={','.join(map(str, range(form.looks[-1])))}"]
     shared.append(f"hydra.sweep.dir='{folder}'")
@@ -42,7 +42,7 @@ def plan_arms(experiment: Experiment, folder: Path, short_form: bool = False) ->
 
 
 def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesign:
-    """Describe how arms are matched and tuned before their seeds run. Those of a short form keep the rates of their
+    """Return how arms are matched and tuned before their seeds run. A short form keeps the learning rates of its
     configs."""
     return SweepDesign(
         match=experiment.match,
@@ -56,7 +56,7 @@ def design_sweep(experiment: Experiment, short_form: bool = False) -> SweepDesig
 
 
 def plan_experiment(experiment: Experiment, folder: Path, *, measure: bool = True) -> Outlook:
-    """Look ahead at the runs of an experiment: their costs, and the differences that its design can show."""
+    """Predict the costs of an experiment's runs, and the differences that its design can detect."""
     with plan_arms(experiment, folder) as plan:
         check_matched(experiment, price_launch(plan))
         design = replace(design_sweep(experiment), measure=measure, sigma=experiment.sigma)
@@ -68,8 +68,8 @@ def plan_experiment(experiment: Experiment, folder: Path, *, measure: bool = Tru
 def train_arms(
     experiment: Experiment, plan: LaunchPlan, short_form: bool, observer: SweepObserver, seeds: int
 ) -> tuple[Ran, list[Arm]]:
-    """Train the planned runs of the first `seeds` seeds that have not ended in the plan's folder; collect the results.
-    Raises ConfigError for an unfinished run."""
+    """Train the planned runs of the first `seeds` seeds, except those that have ended in the plan's folder. Return the
+    collected results. Raises ConfigError for an unfinished run."""
     with (look := _take_seeds(plan, seeds)).hold_folder() as own:
         conduct(look, design_sweep(experiment, short_form), own, observer)
         found = [own / each.name for each in observer.jobs]
@@ -77,7 +77,7 @@ def train_arms(
 
 
 def _take_seeds(plan: LaunchPlan, seeds: int) -> LaunchPlan:
-    """Narrow a plan to the jobs of the first `seeds` seeds."""
+    """Restrict a plan to the jobs of the first `seeds` seeds."""
     named = zip(plan.jobs, plan.planned, plan.arms, strict=True)
     jobs, planned, arms = zip(*(each for each in named if each[1] and each[1].settings.seed < seeds), strict=True)
     return replace(plan, jobs=list(jobs), planned=list(planned), arms=arms)
@@ -105,7 +105,7 @@ def collect_arms(experiment: Experiment, folders: Sequence[Path], short_form: bo
 
 
 def describe_unended(run: RunRecord) -> str:
-    """Describe a run that did not end successfully: its arm, and the reason."""
+    """Describe a run that did not end successfully: arm, seed, and the reason."""
     error = run.result.get("error")
     why = f": {shorten(str(error), 200)}" if error else ""
     own = f"{run.job.get('label')}, seed {run.job.get('seed')}"
@@ -113,8 +113,8 @@ def describe_unended(run: RunRecord) -> str:
 
 
 def find_complete_seeds(experiment: Experiment, folder: Path, seeds: int) -> tuple[list[int], list[Path], list[str]]:
-    """Find the first `seeds` seeds with which the runs of every arm have ended in a sweep's folder. Returns these
-    seeds, the folders of all ended runs of theirs, and a description of each other run."""
+    """Find the complete seeds among the first `seeds`: the runs of every arm have ended. Return these seeds, the
+    folders of their runs, and a description of each run that is missing."""
     jobs = {name: job for name, job in runs.read_sweep(folder).items() if "search" not in job}
     there = {(job.get("label", ""), job["seed"]): RunRecord(folder / name) for name, job in jobs.items()}
     places = [(arm, seed) for arm in experiment.arms for seed in range(seeds)]
@@ -128,7 +128,7 @@ def find_complete_seeds(experiment: Experiment, folder: Path, seeds: int) -> tup
 
 
 def find_folder(folder: Path, arm: str) -> Path:
-    """Give the folder of an arm, below the experiment's folder."""
+    """Return the folder of an arm inside the experiment's folder."""
     return folder / re.sub(r"[^\w.-]+", "-", arm)
 
 
@@ -161,8 +161,8 @@ def _measure(folder: Path, name: str, asked: Measure) -> float:
 
 
 def describe_runs(records: Sequence[RunRecord]) -> str:
-    """Describe the machine of the runs: processor, threads and torch, as the first run recorded them, and the range of
-    the machine's load when runs began. A high load means that other programs slowed the runs."""
+    """Describe the machine of the runs: processor, threads and torch as in the first run's record, and the range of the
+    machine's load at the start of runs. A high load means that other programs slowed the runs."""
     found = [each for run in records for each in runs.read_environments(run.folder)[:1]]
     if not found:
         return "unknown"

@@ -1,4 +1,5 @@
-"""Describe words of verdicts, experiments and ladders for `zoo explain`, by the docstrings of what computes them."""
+"""Make the pages of `zoo explain` for words of verdicts, experiments and ladders, from the docstrings of their modules
+and classes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from zoo.spec.fields import read_docstrings
 
 class WordPage(NamedTuple):
     """A page: the words that lead to it (its name first), the modules or classes whose docstrings are its text, and an
-    example. A docstring's first paragraph is followed by the others; a class's also by those of its fields."""
+    example. The text has all paragraphs of each docstring, and for a class those of its fields."""
 
     words: tuple[str, ...]
     sources: tuple[ModuleType | type, ...]
@@ -39,8 +40,8 @@ PAGES = (
 
 
 def explain_word(name: str) -> dict[str, Any] | None:
-    """Describe a word, or a key of an experiment's file, as a page of the form of a setting of training's; None for
-    another name."""
+    """Make the page of a word or of a key in an experiment's file, in the form of a training setting's page. None for
+    other names."""
     page = next((each for each in PAGES if name in each.words), None)
     if page is not None:
         text, *values = (line for source in page.sources for line in _list_lines(source))
@@ -53,7 +54,8 @@ def explain_word(name: str) -> dict[str, Any] | None:
 
 
 def _list_lines(source: ModuleType | type) -> list[str]:
-    """List the paragraphs of a docstring, without lists of files, and a line for each documented field of a class."""
+    """List the paragraphs of a docstring, without indented lists of files, then a line for each documented field of a
+    class."""
     paragraphs = (inspect.getdoc(source) or "").split("\n\n")
     lines = [" ".join(each.split()) for each in paragraphs if not each.startswith(" ")]
     fields = read_docstrings(source) if isinstance(source, type) else {}
