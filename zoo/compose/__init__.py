@@ -1,7 +1,7 @@
-"""Compose YAML and overrides, and load the Spec of a packaged model, a file, a folder or a mapping. No torch.
+"""Compose YAML and overrides, and load the Spec of a packaged model, a file, a folder or a mapping. Uses no torch.
 
-Hydra's own engine composes; only `zoo.compose.hydra_engine` uses Hydra's private names. Hydra is imported when a
-function here is called, so `import zoo.compose` costs nothing.
+Composing uses Hydra's own engine; only `zoo.compose.hydra_engine` uses Hydra's private names. Hydra is imported when a
+function here is called, so that `import zoo.compose` costs nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def load(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Decoder:
     """Load the Spec of a packaged model, a file (YAML, config.json or GGUF), a folder (a published model, a checkpoint
-    or a run) or a mapping, with Hydra overrides that need no `model.` prefix.
+    or a run) or a mapping, with Hydra overrides. The overrides need no `model.` prefix.
 
     Warns (UserWarning) of parts of a config.json that a Spec cannot hold, such as a vision tower, and of fields dropped
-    because an override chose a component that does not read them. Raises ConfigError with all faults of the target and
-    of the overrides.
+    because an override chose a component without them. Raises ConfigError with all faults of the target and of the
+    overrides.
     """
     from zoo.compose.targets import Composer, spec_of_composed
 

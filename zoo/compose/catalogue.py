@@ -15,7 +15,8 @@ from zoo.paths import list_conf, read_conf
 
 
 def read_models() -> list[dict[str, Any]]:
-    """Read name, kind, title, published parameters, source, note and `parts` of every packaged model, smallest first.
+    """List the packaged models, smallest first, as mappings: name, kind, title, published parameters, source, note,
+    `parts`.
 
     `parts` are the names of all choices, and of all fields of choices, in the model's file.
     """
@@ -26,7 +27,7 @@ def read_models() -> list[dict[str, Any]]:
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """A filter of models. A model passes if it is of `kind`, has all of `parts`, has `least` to `most` parameters, and
-    has each of `words` somewhere in its name, title, note, source or parts."""
+    has each of `words` in its name, title, note, source or parts."""
 
     words: Sequence[str] = ()
     kind: str | None = None
@@ -44,7 +45,7 @@ class Selection:
         return [word.casefold() for word in self.words]
 
     def describe(self) -> str:
-        """Describe the filter, for the message that no model passes it."""
+        """Describe the filter for the error message that no model passes it."""
         whose = "" if self.kind is None else f" of kind {self.kind}"
         size = f" of {self.least:,.0f} to {self.most:,.0f} parameters" if self.least or self.most < math.inf else ""
         words = f" has {' and '.join(map(repr, self.folded))} in its name, title, note, source or parts"
@@ -54,7 +55,7 @@ class Selection:
 
 
 def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[dict[str, Any]]:
-    """Pick the models that pass the filter. Raises ConfigError for an unknown kind or part, and if no model is left."""
+    """List the models that pass the filter. Raises ConfigError for an unknown kind or part, and if no model passes."""
     kinds = sorted({model["kind"] for model in models})
     if asked.kind is not None and asked.kind not in kinds:
         hint = name_options(asked.kind, kinds)
@@ -71,7 +72,7 @@ def select_models(models: Sequence[dict[str, Any]], asked: Selection) -> list[di
 
 
 def _list_parts(node: Any, key: str = "") -> set[str]:
-    """List the names of the choices in a model's YAML, and of the fields of components that the YAML sets."""
+    """List the names of the choices in a model's YAML, and of the component fields that it sets."""
     if isinstance(node, Mapping):
         inner = {
             str(name).rpartition("@")[2].rpartition(".")[2].rpartition("/")[2]: each for name, each in node.items()
@@ -87,14 +88,14 @@ def _list_parts(node: Any, key: str = "") -> set[str]:
 
 @functools.cache
 def _name_general(axis: str, word: str) -> str:
-    """Name the kind that a choice is named after: moe for moe_clamped; the choice itself if there is none."""
+    """Return the kind in a choice's name: moe for moe_clamped. If there is none, return the choice's own name."""
     kind = read_conf(f"{axis}/{word}")["kind"] if word in list_conf(axis) else word
     return str(kind) if word.startswith(f"{kind}_") else word
 
 
 @functools.cache
 def read_bodies() -> dict[str, dict[str, Any]]:
-    """Read the YAML of every packaged model, merged over the YAML of the model that it starts from."""
+    """Read the YAML of every packaged model, merged over the YAML of its base model."""
     return {name: _read_whole(name) for name in _read_files()}
 
 
@@ -120,7 +121,7 @@ def _text(model: Mapping[str, Any]) -> str:
 
 
 def _about(name: str) -> dict[str, Any]:
-    """Read a file's `about`. A file without `about` is another name for the first model in its defaults list."""
+    """Read a file's `about`. A file without one is an alias of the first model in its defaults list."""
     file = _read_files()[name]
     if (about := file.get("about")) is None:
         base = file["defaults"][0]

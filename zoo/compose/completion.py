@@ -15,7 +15,7 @@ from zoo.grammar import AXES, DIMS
 
 
 def complete_target(word: str) -> list[str]:
-    """List the packaged models that begin with the word; empty for a path, which the shell completes."""
+    """List the packaged models that begin with `word`. Empty for a path, which the shell completes."""
     return [] if "/" in word else [name for name in list_packaged() if name.startswith(word)]
 
 
@@ -23,8 +23,7 @@ def complete_overrides(target: str | None, typed: Sequence[str], word: str) -> l
     """List the overrides that begin with `word`: for a model, or for training if `target` is None.
 
     The overrides in `typed` are applied first, except faulty ones. If the only completion ends in `.`, the keys below
-    it are returned in its place; if it ends in `=`, its values are returned too. The shell would otherwise append a
-    space.
+    it are returned instead; if it ends in `=`, its values are returned too. The shell would otherwise append a space.
     """
     sign = word[: len(word) - len(word.lstrip("+~"))]
     try:
@@ -39,7 +38,7 @@ def complete_overrides(target: str | None, typed: Sequence[str], word: str) -> l
 
 
 class _Completer:
-    """A composed config, and the names by which the user knows its groups."""
+    """A composed config, and its config groups by the keys that users type."""
 
     def __init__(self, target: str | None, typed: Sequence[str]) -> None:
         self.root = "model" if target is None else ""
@@ -47,8 +46,8 @@ class _Completer:
         self.groups = self._groups()
 
     def _groups(self) -> dict[str, str]:
-        """Map each key that chooses a file to its config group: `attention`, and in a training config also
-        `model.attention`, to the group `attention`."""
+        """Map each key that chooses a file to its config group. `attention`, and in a training config also
+        `model.attention`, maps to the group `attention`."""
         groups = {axis: axis for axis in AXES}
         for place in self.composed.choices:
             group, _, package = place.partition("@")
@@ -72,7 +71,7 @@ class _Completer:
         return sorted(found)
 
     def _values(self, key: str) -> Iterable[str]:
-        """List a group's options. For any other key, list its present value, or true and false if that is a boolean."""
+        """List the options of a group, true and false for a boolean, or the present value of any other key."""
         if key in self.groups:
             return self.repo.get_group_options(self.groups[key])
         parent, _, name = key.rpartition(".")

@@ -41,7 +41,7 @@ from zoo.errors import ConfigError
 from zoo.grammar.interpolation import split_interpolation
 
 TRAINING: Mapping[str, Any] = {"defaults": ["/config", "_self_"]}
-"""A training config without keys of its own."""
+"""A training config with only its defaults list."""
 
 
 @dataclasses.dataclass
@@ -51,21 +51,21 @@ class Composed:
     cfg: DictConfig
     faults: list[str]
     overrides: list[str]
-    """The overrides in the form that Hydra itself accepts: `attention@model.attention=mqa` for `attention=mqa`."""
+    """The overrides in Hydra's own form: `attention@model.attention=mqa` for `attention=mqa`."""
     touched: list[str]
-    """The dotted keys whose values the user set, as paths from the model. Choices in the defaults list are not among
-    them."""
+    """The dotted keys, relative to the model, whose values the user set. Choices in the defaults list are not
+    included."""
     choices: dict[str, str | None]
     typed: list[str]
-    """The overrides as the user typed them."""
+    """The overrides as typed."""
     notes: list[str]
-    """Legal but possible mistakes, such as a key given twice."""
+    """Remarks on legal but suspicious input, such as a key given twice."""
     left_out: list[str] = dataclasses.field(default_factory=list)
-    """Lines about the fields that were dropped because a swapped choice does not have them; also among the notes."""
+    """Lines about fields that were dropped because a newly chosen component lacks them; also among the notes."""
     inherited: tuple[str, ...] = ()
-    """Keys of `about`, such as the title, that describe the base model but not this model, which changes the base."""
+    """Keys of `about`, such as the title, that describe the base model but not this changed one."""
     sources: tuple[StatedFile, ...] = ()
-    """The user's files that the config comes from, for file and line in messages."""
+    """The user's files behind the config, for file and line in messages."""
 
     def refuse_faults(self) -> None:
         if self.faults:
@@ -74,13 +74,13 @@ class Composed:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A config composed with the overrides that are choices, before the values of other overrides are set."""
+    """A config composed with the choices among the overrides, before other overrides set values."""
 
     cfg: DictConfig
     choices: dict[str, str | None]
     groups: list[Override]
     rest: frozenset[str]
-    """Overrides that looked like a choice (`key=word`) but set a value."""
+    """Overrides that look like a choice (`key=word`) but set a value."""
     reads: set[str]
     faults: list[str]
 
@@ -95,19 +95,19 @@ _packaged_lists: dict[tuple[object, ...], tuple[DefaultsList, str]] = {}  # with
 class Composition:
     """A YAML mapping with its defaults list, composed with overrides once or many times.
 
-    Composed bases and defaults lists are cached by the overrides that are choices, and parsed overrides by their text.
-    Bases and lists that only packaged files went into are shared by the whole process, as these files do not change.
+    Composed bases and defaults lists are cached by the choices among the overrides, parsed overrides by their text.
+    Bases and lists from packaged files alone are shared by the whole process, because these files do not change.
     """
 
     repo: Listed
     body: Mapping[str, Any]
     label: str
-    """The name of `body` in messages."""
+    """Name of `body` in messages."""
     root: str = ""
-    """The model's key in `body`; "" for a model alone."""
+    """Key of the model in `body`; "" if `body` is a model."""
     with_hydra: bool = False
     trusted: bool = False
-    """Whether `body` need not pass the gate (`zoo.compose.gate`)."""
+    """Whether `body` skips the check for code (`zoo.compose.gate`)."""
     name: str = dataclasses.field(default_factory=name_primary)
     bases: dict[tuple[object, ...], Base] = dataclasses.field(default_factory=dict)
     lists: dict[tuple[object, ...], DefaultsList] = dataclasses.field(default_factory=dict)
@@ -115,8 +115,8 @@ class Composition:
 
     def compose(self, overrides: Sequence[str], varied: Collection[str] | None = None) -> Composed:
         """Compose `body` with Hydra overrides. Faulty overrides are left out and listed in `faults`. `varied` are the
-        model's keys that a sweep varies. An override set for all points is dropped from a point whose choices do not
-        read it. Raises ConfigError for a faulty `body`, from which nothing can be composed."""
+        model's keys that a sweep varies; any other override is dropped from a point of the sweep whose choices do not
+        read it. Raises ConfigError for a faulty `body`."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
         choosing = [override for override in parsed if _may_choose(override, self.repo)]
@@ -139,7 +139,7 @@ class Composition:
         )
 
     def find_model(self, cfg: DictConfig) -> dict[Any, Any] | None:
-        """Find the model in a config, as plain data; None if it is no mapping. Raises ConfigError for an interpolation
+        """Return the model in a config as plain data; None if it is no mapping. Raises ConfigError for an interpolation
         that cannot be resolved."""
         try:
             model = cfg.get(self.root) if self.root else cfg
@@ -149,7 +149,7 @@ class Composition:
         return found if isinstance(found, dict) else None
 
     def _parse(self, overrides: Sequence[str], faults: list[str]) -> list[Override]:
-        """Parse overrides. Overrides that Hydra's grammar cannot read, and sweeps, are added to `faults`."""
+        """Parse overrides. Sweeps, and overrides that Hydra's grammar cannot read, are added to `faults`."""
         parsed = []
         for typed in overrides:
             if typed not in self.read:
@@ -160,7 +160,7 @@ class Composition:
         return parsed
 
     def _find_base(self, choosing: Sequence[Override]) -> Base:
-        """Find the base of these choices, or make it."""
+        """Return the base for these choices, from the cache or newly made."""
         key = self._key(choosing)
         shared = _packaged_bases if self.repo.is_packaged() else {}
         if (found := self.bases.get(key) or shared.get(key)) is not None:
@@ -174,7 +174,7 @@ class Composition:
         return repr(self.body), self.root, self.with_hydra, self.trusted, *map(format_override, choices)
 
     def _list_defaults(self, choices: Sequence[Override]) -> DefaultsList:
-        """Find the defaults list of these choices, or make it."""
+        """Return the defaults list for these choices, from the cache or newly made."""
         if (key := self._key(choices)) in self.lists:
             return self.lists[key]
         if key in _packaged_lists and self.repo.is_packaged():
@@ -186,7 +186,7 @@ class Composition:
         return made
 
     def _make_base(self, choosing: Sequence[Override]) -> Base:
-        """Compose `body` with the choices alone. Raises ConfigError if `body` cannot be composed."""
+        """Compose `body` with only the choices. Raises ConfigError if `body` cannot be composed."""
         faults: list[str] = []
         with store_primary(self.body, self.name, trusted=self.trusted) as name:
             try:
@@ -209,8 +209,8 @@ class Composition:
     def _drop_leftovers(
         self, cfg: DictConfig, groups: Sequence[Override], values: Sequence[Override], varied: Collection[str] | None
     ) -> tuple[DictConfig, list[str]]:
-        """Drop the fields that no choice reads any more after the user swapped a choice. Returns the config, and a line
-        about the dropped fields."""
+        """Drop the fields that no component reads any more after the user swapped a choice. Return the config, and a
+        line about the dropped fields."""
         places = [each.package or each.key_or_group for each in groups if not each.is_delete()]
         chosen, inner = {each.removeprefix(f"{self.root}.") for each in places}, _inside(values, self.root)
         deeper = {each.removesuffix(".kind") for each in inner}
@@ -250,7 +250,7 @@ def _share(shared: dict[tuple[object, ...], Any], key: tuple[object, ...], made:
 
 
 def _note_router(body: dict[Any, Any] | None) -> list[str]:
-    """Write notes on the router and the numbers of experts that a mixture of experts gets without stating them."""
+    """List notes on a mixture of experts whose router or numbers of experts are defaults."""
     whole = grammar.expand(body or {})
     router = whole.get("router")
     if body is None or not isinstance(router, Mapping) or "${up:router}" not in str(whole):  # no mixture reads it
@@ -263,15 +263,15 @@ def _note_router(body: dict[Any, Any] | None) -> list[str]:
 
 
 def _may_choose(override: Override, repo: Listed) -> bool:
-    """Tell whether an override may choose an option of a group: its value is a text, or its key is a group's name."""
+    """Whether an override may choose an option of a group: its value is a text, or its key is a group's name."""
     return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
 
 def _apply(
     cfg: DictConfig, overrides: Sequence[Override], root: str, extra: Sequence[str], faults: list[str]
 ) -> list[Override]:
-    """Set the values in the config; an override that cannot be applied is added to `faults`. Returns the applied
-    overrides, in the form that Hydra itself accepts."""
+    """Set the overrides' values in the config. Overrides that cannot be applied are added to `faults`. Return the
+    applied overrides in Hydra's own form."""
     applied = []
     for typed in overrides:
         override = typed
@@ -307,10 +307,10 @@ def _apply(
 
 
 def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
-    """Prepare the config for an override of a choice, or of a field of one; return the override to apply.
+    """Prepare the config for an override of a choice or of its fields. Return the override to apply.
 
-    A choice that is a word becomes a mapping when a field of it is set. A list is cleared when a mapping replaces it,
-    and vice versa. A word over a mapping changes only its kind: its other fields stay, or are dropped with a line
+    A choice that is a word becomes a mapping when one of its fields is set. A list is cleared when a mapping replaces
+    it, and vice versa. A word over a mapping changes only the `kind`: the other fields stay, or are dropped with a line
     (`grammar.drop_leftovers`) if the new choice does not have them.
     """
     key, value = override.key_or_group, override.value()
@@ -330,9 +330,9 @@ def _place_choice(cfg: DictConfig, override: Override, root: str) -> Override:
 
 
 def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
-    """Tell whether the model may have a key that its YAML does not state: a dimension, or a component's field.
+    """Whether the model may have a key that its YAML omits: a dimension, or a component's field.
 
-    Any field of a component is allowed here, because YAML leaves out fields with defaults; the Spec refuses unknown
+    Any field of a component is allowed here, because YAML leaves out fields with defaults. The Spec refuses unknown
     fields.
     """
     if key in extra or any(key.startswith(f"{name}.") and name not in cfg for name in extra):
@@ -343,13 +343,13 @@ def _takes(cfg: DictConfig, key: str, root: str, extra: Sequence[str]) -> bool:
 
 
 def _stateable(root: str, reads: set[str]) -> list[str]:
-    """List the keys that a model may state: the grammar's own and those that its components look up."""
+    """List the keys that a model may set: the grammar's own, and those that its components read."""
     names = reads | grammar.OWN | grammar.BOTH | grammar.DIMS | {*grammar.AXES, *grammar.STRUCTURE, *grammar.TOWERS}
     return [f"{root}.{name}" if root else name for name in sorted(names)]
 
 
 def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]:
-    """Write a fault for each axis that the user chose and no component looks up, such as a router in a model without
+    """List a fault for each axis that the user chose but no component reads, such as a router in a model without
     experts."""
     used = reads | grammar.OWN | {"block"}
     places = {f"{root}.{axis}" if root else axis: axis for axis in grammar.AXES if axis not in used}
@@ -362,7 +362,7 @@ def _unread(groups: Sequence[Override], root: str, reads: set[str]) -> list[str]
 
 def _shared(cfg: DictConfig, key: str, root: str) -> str | None:
     """Describe the fault of setting a field below an interpolation: the value would be lost, or would change every
-    other reader. None if there is no such fault; an `${or:…}` whose names are not stated is then replaced by an empty
+    other reader. None if there is no such fault. Then an `${or:…}` whose names are not set is replaced by an empty
     mapping."""
     parts = key.split(".")
     node: DictConfig | None = cfg
@@ -387,8 +387,8 @@ def _states(cfg: DictConfig, key: str) -> bool:
 
 
 def _read_raw(cfg: DictConfig, key: str) -> Any:
-    """Read the value at a dotted key as plain data, an interpolation as its text. For a key in a patch that is not
-    there yet, read what the patch would change: the value of that name in the nearest mapping around."""
+    """Read the value at a dotted key as plain data, an interpolation as its text. If the key's parents do not all
+    exist, read the last name in the deepest existing mapping: the value that a patch would change."""
     above, _, name = key.rpartition(".")
     node = descend(cfg, above)[0] if above else cfg
     raw: Any = {} if node is None else OmegaConf.to_container(node, resolve=False)

@@ -1,4 +1,4 @@
-"""Describe the faults of composing, one line each: the YAML path, what was found, a cure."""
+"""Describe faults of composing, one line each: the YAML path, the value found, a cure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from zoo.compose.hydra_engine import HydraException
 from zoo.spec.foreign import open_options
 
 FAULTS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError)
-"""The exceptions that Hydra raises while it composes faulty files."""
+"""The exceptions that Hydra raises when it composes faulty files."""
 
 MANY = 30
 """Maximum number of options that a message lists."""
 
 
 def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> str:
-    """Put a message of Hydra or OmegaConf on one line, without search path and links. `names` maps Zoo's internal names
-    to those that the user knows."""
+    """Put a message of Hydra or OmegaConf on one line, without search path and links. `names` maps internal names to
+    those that the user knows."""
     if isinstance(error, RecursionError):
         return "defaults: leads back to where it starts (a file cannot include itself)"
     text = str(error) or str(error.__cause__ or type(error).__name__)
@@ -40,7 +40,7 @@ def shorten_error(error: BaseException, names: dict[str, str] | None = None) -> 
 
 def describe_missing_option(group: str, value: str, options: Iterable[str], place: str = "") -> str:
     """Describe an unknown option of a group, with the nearest option, and all options if they are few. `place` is the
-    key that states it, if that is not the group's name."""
+    key with the option, if that is not the group's name."""
     options = sorted(options)
     shown = "zoo list" if group == "model" else f"zoo list --axis {group}"
     there = ", ".join(options) if len(options) <= MANY else f"{len(options)}, listed by `{shown}`"
@@ -48,9 +48,9 @@ def describe_missing_option(group: str, value: str, options: Iterable[str], plac
 
 
 def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
-    """Find the deepest existing node on the way to a dotted key, and the segments of the key that do not exist in it.
+    """Return the deepest existing node on the way to a dotted key, and the remaining segments of the key.
 
-    The node is None if a value or an interpolation stands in its place. Interpolations are not followed.
+    The node is None if a value or an interpolation is in its place. Interpolations are not followed.
     """
     node: DictConfig | None = cfg
     parts = key.split(".")
@@ -62,19 +62,20 @@ def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
 
 
 def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
-    """Yield the keys of a mapping, each with the mapping below it, if there is one. Interpolations are not followed."""
+    """Yield each key of a mapping with the mapping under it (None for other values). Interpolations are not
+    followed."""
     for key in cfg:
         yield str(key), find_mapping(cfg, str(key))
 
 
 def find_mapping(cfg: DictConfig, name: str) -> DictConfig | None:
-    """Return the mapping under an existing key; None for a value, an interpolation or a missing value (`???`)."""
+    """Return the mapping under an existing key. None for a value, an interpolation or a missing value (`???`)."""
     child = None if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name) else cfg[name]
     return child if isinstance(child, DictConfig) else None
 
 
 def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of a config, shallow ones first at each level. Interpolations are not followed."""
+    """Yield every dotted key of a config, the shallow ones first at each level. Interpolations are not followed."""
     for name, _ in list_children(cfg):
         yield f"{prefix}{name}"
     for name, child in list_children(cfg):
@@ -83,7 +84,7 @@ def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def describe_unknown_key(cfg: DictConfig, key: str, extra: Iterable[str] = ()) -> str:
-    """Describe an unknown key of a config, with the nearest existing key, or else the keys of the mapping around it.
+    """Describe an unknown key of a config, with the nearest existing key, or else the keys of the enclosing mapping.
     `extra` are further keys to suggest."""
     node, missing = descend(cfg, key)
     parent = key[: len(key) - len(".".join(missing))]

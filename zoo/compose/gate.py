@@ -1,13 +1,13 @@
-"""Refuse files that name code, before Hydra sees their content.
+"""Refuse files that name code, before Hydra processes their content.
 
 Hydra instantiates Python objects from its own node (callbacks, launcher, sweeper, logging), and a training config can
-hold lines for a shell. The user may type these on the command line. A file may come from someone else: therefore a
+contain shell commands. The user may type these on the command line. A file may come from someone else. Therefore a
 model, a training config (`-c`), a recipe, and the files that these include, must not name code, unless the user trusts
 the file (`--trust`).
 
-`check_body` checks a file as it is read. `check_merged` checks the file again at the place in the config where a
-defaults list puts it, such as `@_global_.hydra.callbacks.e`. tests/untrusted/test_trust.py lists every place at which
-Hydra and OmegaConf run code that a config names.
+`check_body` checks a file as it is read. `check_merged` checks it again at the place in the config where a defaults
+list puts it, such as `@_global_.hydra.callbacks.e`. tests/untrusted/test_trust.py lists every place at which Hydra and
+OmegaConf run code that a config names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zoo.grammar.interpolation import find_foreign
 from zoo.untrusted.printable import quote
 
 STATED = "zoo-file"
-"""The provider, in Hydra's records, of a config from an untrusted file."""
+"""Provider name, in Hydra's records, of a config from an untrusted file."""
 
 TRUST = "only the command line may, and a file of -c with --trust"
 
@@ -36,10 +36,10 @@ TYPED_ALONE = {
     "logger.space": "where to send what is logged",
     "logger.entity": "where to send what is logged",
 }
-"""Keys of a training config that name code or another machine, so that only the command line may set them."""
+"""Keys of a training config that name code or another machine. Only the command line may set them."""
 
 FETCHED = "_hub"
-"""The suffix of the names of attention kernels that are downloaded at their first use."""
+"""Name suffix of attention kernels that are downloaded at their first use."""
 
 
 def check_body(body: Mapping[str, Any], label: str) -> None:
@@ -49,7 +49,7 @@ def check_body(body: Mapping[str, Any], label: str) -> None:
 
 
 def check_merged(loaded: Container, package: str, label: str) -> None:
-    """Check a file's content at the place (`package`) where a defaults list puts it. Raises ConfigError with all
+    """Check a file's content at the key (`package`) where a defaults list puts it. Raises ConfigError with all
     faults."""
     content: Any = OmegaConf.to_container(loaded, resolve=False)
     for part in reversed(package.split(".") if package else []):
@@ -59,7 +59,7 @@ def check_merged(loaded: Container, package: str, label: str) -> None:
 
 
 def check_overrides(overrides: Iterable[str], label: str) -> None:
-    """Check overrides that a file states, such as a recipe's arms. Raises ConfigError with all faults."""
+    """Check overrides in a file, such as a recipe's arms. Raises ConfigError with all faults."""
     faults = [fault for text in overrides for fault in _find_override_faults(text)]
     if faults:
         raise ConfigError(*(f"{label}: {fault}" for fault in faults))
@@ -93,8 +93,8 @@ def _find_typed_alone(place: str, value: str) -> str | None:
 
 
 def _find_faults(node: object, path: str) -> Iterator[str]:
-    """Yield a line for each key or text in a config that names code, another machine or a kernel to download, at any
-    depth."""
+    """Yield a line for each key or text in a config, at any depth, that names code, another machine or a kernel to
+    download."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = f"{path}.{key}" if path else str(key)
@@ -120,7 +120,7 @@ def _find_faults(node: object, path: str) -> Iterator[str]:
 
 
 def _find_faulty_entries(entries: object) -> Iterator[str]:
-    """Yield a line for each entry of a defaults list that leads out of Zoo's groups and the file's own folder."""
+    """Yield a line for each entry of a defaults list outside Zoo's groups and the file's own folder."""
     for entry in entries if isinstance(entries, list) else []:
         pairs = entry.items() if isinstance(entry, Mapping) else [(entry, None)]
         for key, value in pairs:
@@ -139,6 +139,6 @@ def _find_faulty_entries(entries: object) -> Iterator[str]:
 
 
 def _find_resolvers(text: str) -> Iterator[str]:
-    """Yield a line for each interpolation in a text that calls a resolver other than the grammar's."""
+    """Yield a line for each interpolation in a text that calls a resolver other than the grammar's own."""
     for name in find_foreign(text):
         yield f"asks {quote('${' + name + ':…}')} (a value, or ${{up:…}} and ${{or:…}}; {TRUST})"

@@ -1,12 +1,12 @@
 # ruff: noqa: TID253
 """Drive Hydra's engine. All uses of names private to Hydra 1.3 are in this file.
 
-`tests/test_private_names.py` reports each private name that Hydra has dropped, and each use of one in another file of
-zoo.
+`tests/test_private_names.py` reports each private name that Hydra has dropped, and each use of a private name in
+another file of zoo.
 
-There are two ways to start Hydra. `open_repository` is the light one: the groups and files of conf/, without the
-`hydra` node and without a search for plugins; `zoo stats` composes with it in some 20 ms. `open_session` is all of
-Hydra, for runs, sweeps and launchers.
+There are two ways to start Hydra. `open_repository` opens only the groups and files of conf/, without the `hydra` node
+and without a search for plugins; `zoo stats` composes with it in about 20 ms. `open_session` starts all of Hydra, for
+runs, sweeps and launchers.
 """
 
 from __future__ import annotations
@@ -90,24 +90,24 @@ METHODS: dict[str, type] = {
 """The private attributes of Hydra's classes that the functions below use."""
 
 PRIMARY = "_zoo_"
-"""The prefix of the names of primary configs."""
+"""Name prefix of primary configs."""
 
 TRUSTED = "trusted"
-"""The provider, in Hydra's records, of a config whose file the user trusts (`--trust`)."""
+"""Provider name, in Hydra's records, of a config from a trusted file (`--trust`)."""
 
 PACKAGED = "main"
-"""The provider, in Hydra's records, of the files of conf/."""
+"""Provider name, in Hydra's records, of the files of conf/."""
 
 INSTALLED = (PACKAGED, "hydra")
-"""The providers of files that do not change while a process runs: those of conf/, and Hydra's own."""
+"""Provider names of files that do not change while a process runs: those of conf/, and Hydra's own."""
 
 _numbers = itertools.count()
 _installed: dict[str, Any] = {}
-"""The parsed files of INSTALLED providers, by their paths there."""
+"""The parsed files of INSTALLED providers, by config path."""
 
 
 def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label: str) -> DictConfig:
-    """Merge the configs of a defaults list, first to last. `label` names the primary config's file in messages. Raises
+    """Merge the configs of a defaults list, first to last. `label` is the primary config's file in messages. Raises
     ConfigError if an untrusted file names code (`zoo.compose.gate`)."""
     for default in defaults.defaults:
         path = default.config_path or ""
@@ -120,7 +120,7 @@ def merge_defaults(defaults: DefaultsList, repo: CachingConfigRepository, label:
 
 
 def rename_primary(found: DefaultsList, name: str, new: str) -> DefaultsList:
-    """Give a defaults list for a primary config of another name."""
+    """Return a copy of a defaults list with another name for the primary config."""
     defaults = [
         dataclasses.replace(each, config_path=new) if each.config_path == name else each for each in found.defaults
     ]
@@ -128,24 +128,24 @@ def rename_primary(found: DefaultsList, name: str, new: str) -> DefaultsList:
 
 
 def get_failure(job_return: JobReturn) -> BaseException:
-    """Return the exception of a failed job. Hydra's public `return_value` would raise it."""
+    """Return the exception of a failed job. Hydra's public `return_value` would raise the exception."""
     return job_return._return_value
 
 
 def apply_override(override: Override, cfg: DictConfig) -> None:
-    """Set, add or delete one value. Raises HydraException or OmegaConfBaseException."""
+    """Set, add or delete one value in `cfg`. Raises HydraException or OmegaConfBaseException."""
     ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
 
 
 def format_value(override: Override, value: object) -> str:
-    """Write a part of an override's value in Hydra's syntax."""
+    """Format an override's value, or a part of it, in Hydra's syntax."""
     return dataclasses.replace(override, _value=value).get_value_element_as_str()
 
 
 class UserFolder(FileConfigSource):
-    """A user's folder as a source of configs. Its files may use the shorthand (`zoo.compose.shorthand`). They may
-    choose options of the packaged groups and of the folder's own groups. Each file passes the gate, unless the folder
-    is trusted."""
+    """A user's folder as a source of configs. Its files may use the shorthand (`zoo.compose.shorthand`), and choose
+    options of the packaged groups and of the folder's own groups. Each file passes the check for code, unless the
+    folder is trusted."""
 
     @staticmethod
     def scheme() -> str:
@@ -166,12 +166,12 @@ class UserFolder(FileConfigSource):
         return result
 
     def offers(self, group: str) -> bool:
-        """Tell whether a group of that name exists and has options."""
+        """Whether a group exists and has options."""
         return any(any((Path(folder) / group).glob("*.yaml")) for folder in (conf_dir(), self.path))
 
 
 def open_repository(*folders: Path) -> Listed:
-    """Open the groups and files of conf/, then of the user's folders. Packaged files win over the user's."""
+    """Open a repository of conf/ and the user's folders. Packaged files take precedence over the user's."""
     version.setbase("1.3")
     registry = SourcesRegistry.instance()
     for source in (FileConfigSource, StructuredConfigSource, UserFolder):
@@ -185,8 +185,8 @@ def open_repository(*folders: Path) -> Listed:
 
 
 class Listed(CachingConfigRepository):
-    """A repository that reads each file once and sees configs that are stored later. Hydra's own class does not see
-    those, because it deep-copies the sources."""
+    """A repository that reads each file once and sees configs that are stored later. Hydra's own class deep-copies its
+    sources and does not see them."""
 
     def __init__(self, delegate: ConfigRepository) -> None:
         for source in delegate.get_sources():
@@ -197,8 +197,8 @@ class Listed(CachingConfigRepository):
         self.delegate, self.cache = delegate, {}
 
     def load_config(self, config_path: str) -> Any:
-        """Load a config. An installed file is parsed once in a process; each repository has its own copy, because Hydra
-        merges into what it loaded."""
+        """Load a config. An installed file is parsed once per process. Each repository has its own copy, because Hydra
+        merges into loaded configs."""
         if (key := f"config_path={config_path}") not in self.cache and config_path in _installed:
             self.cache[key] = copy.deepcopy(_installed[config_path])
         found = super().load_config(config_path)
@@ -207,12 +207,13 @@ class Listed(CachingConfigRepository):
         return found
 
     def is_packaged(self) -> bool:
-        """Tell whether nothing here is a user's: no folder, and no config loaded so far but the primary ones."""
+        """Whether everything here is packaged: no user's folder, and no user's config loaded, except primary
+        configs."""
         loaded = [each for key, each in self.cache.items() if not key.startswith(f"config_path={PRIMARY}")]
         return not any(each and each.provider in (STATED, TRUSTED) for each in (*self.get_sources(), *loaded))
 
     def offers(self, group: str) -> bool:
-        """Tell whether a group of that name exists and has options."""
+        """Whether a group exists and has options."""
         packaged = any((conf_dir() / group).glob("*.yaml"))  # listing all options takes 5 ms
         return self.group_exists(group) and (packaged or bool(self.get_group_options(group)))
 
@@ -221,8 +222,8 @@ class Listed(CachingConfigRepository):
 def open_session(
     *folders: Path, trusted: Sequence[Path] = (), loader: type[ConfigLoaderImpl] = ConfigLoaderImpl
 ) -> Iterator[Hydra]:
-    """Open Hydra itself, with its plugins and a config loader. Only one session can be open in a process, because Hydra
-    keeps it in a global. Files of the `trusted` folders need not pass the gate (`zoo.compose.gate`)."""
+    """Open Hydra itself, with plugins and a config loader. Only one session can be open in a process, because Hydra
+    keeps it in a global. Files of the `trusted` folders skip the check for code (`zoo.compose.gate`)."""
     version.setbase("1.3")
     path = create_config_search_path(f"file://{conf_dir()}")
     SourcesRegistry.instance().register(UserFolder)
@@ -242,9 +243,9 @@ def open_session(
 def launch_jobs(
     hydra: Hydra, config_name: str, task: TaskFunction, overrides: list[str], jobs: Sequence[Sequence[str]]
 ) -> None:
-    """Run jobs, each given by its overrides, with the config's launcher. `Hydra.multirun` does the same with the jobs
-    of a sweeper; Hydra's basic sweeper can only make all combinations of values, while Zoo's list leaves out equal and
-    finished jobs. A batch has at most `hydra.sweeper.max_batch_size` jobs."""
+    """Run jobs, each given by its overrides, with the config's launcher, in batches of at most
+    `hydra.sweeper.max_batch_size`. `Hydra.multirun` only runs the jobs of a sweeper; Hydra's basic sweeper makes all combinations, while Zoo's
+    list leaves out equal and finished jobs."""
     cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
     callbacks = Callbacks(cfg)
     callbacks.on_multirun_start(config=cfg, config_name=config_name)
@@ -292,14 +293,15 @@ def fill_hydra_node(
 
 
 def name_primary() -> str:
-    """Make a new name for a primary config. Under its own name, a `config.yaml` with `defaults: [/config]` would
+    """Return a new name for a primary config. Under its own name, a `config.yaml` with `defaults: [/config]` would
     include itself."""
     return f"{PRIMARY}{next(_numbers)}"
 
 
 @contextmanager
 def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) -> Iterator[str]:
-    """Store `body` as a primary config of Hydra for the duration of a block. Yields its name, by default a new one."""
+    """Store `body` as a primary config of Hydra while a `with` block runs. Yields the config's name, by default a new
+    one."""
     name = name or name_primary()
     store = ConfigStore.instance()
     store.store(name, node=body, provider=TRUSTED if trusted else STATED)

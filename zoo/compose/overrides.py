@@ -28,14 +28,15 @@ from zoo.paths import list_conf
 from zoo.untrusted.printable import shorten
 
 LONGEST = 16_384
-"""Maximum characters of an override: Hydra's parser takes 1.5 s for as many, and far longer for more."""
+"""Maximum number of characters of an override. Hydra's parser takes 1.5 s for this length, and far longer for more."""
 
 STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
-"""Keys by which other tools name the model that a file or a command line starts from."""
+"""Keys that name the base model in other tools."""
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
-    """Parse overrides with Hydra's grammar; unreadable ones are added to `faults`. `glob(*)` sweeps need a `loader`."""
+    """Parse overrides with Hydra's grammar. Unreadable ones are added to `faults`. Sweeps with `glob(*)` need a
+    `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:
@@ -56,7 +57,7 @@ def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None)
 
 
 def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Override]:
-    """Return the overrides with a single value, and add the sweeps, which need `-m`, to `faults`."""
+    """Return the overrides with a single value. Sweeps, which need `-m`, are added to `faults`."""
     single = []
     for override in parsed:
         if override.is_sweep_override():
@@ -69,7 +70,7 @@ def refuse_sweeps(parsed: Iterable[Override], faults: list[str]) -> list[Overrid
 
 
 def note_repeated(parsed: Sequence[Override]) -> list[str]:
-    """Write a note for each key that is overridden more than once."""
+    """List a note for each key that is overridden more than once."""
     lines: dict[str, list[str]] = {}
     for override in parsed:
         lines.setdefault(override.get_key_element(), []).append(format_override(override))
@@ -77,14 +78,14 @@ def note_repeated(parsed: Sequence[Override]) -> list[str]:
 
 
 def format_override(override: Override) -> str:
-    """Write the override as it was typed."""
+    """Format the override as it was typed."""
     line = override.input_line or ""
     return override.get_key_element() + (line[line.index("=") :] if "=" in line else "")
 
 
 def describe_typed(override: Override, model: Any, root: str) -> str | None:
-    """Describe an override of a key that a model spells differently: under another name, or as a field of a choice.
-    None for any other key."""
+    """Describe a key that belongs elsewhere in the model: under another name, or as a field of a choice. None for other
+    keys."""
     place = f"{root}." if root and override.key_or_group.startswith(f"{root}.") else ""
     key = override.key_or_group.removeprefix(place)
     if "." in key or not isinstance(model, DictConfig):
@@ -99,8 +100,8 @@ def describe_typed(override: Override, model: Any, root: str) -> str | None:
 
 
 def list_alternatives(override: Override) -> list[str]:
-    """List one override for each value of a sweep. For an interval, from which sampling sweepers draw, only its start
-    is listed."""
+    """List one override for each value of a sweep. An interval, which sampling sweepers use, is represented by its
+    start."""
     if not override.is_sweep_override():
         return [format_override(override)]
     key = override.get_key_element()
@@ -111,23 +112,23 @@ def list_alternatives(override: Override) -> list[str]:
 
 
 def list_values(override: Override) -> list[str]:
-    """List the values that an override chooses or sweeps over, without quotes."""
+    """List the values of an override or a sweep, without quotes."""
     value = override.value()
     chosen = value.list if isinstance(value, ChoiceSweep) else [value]
     return [getattr(item, "text", None) or str(item) for item in chosen]
 
 
 def rename_override(override: Override, **changes: Any) -> Override:
-    """Copy an override under another key or with another type; its `input_line` changes too."""
+    """Copy an override with another key or type, and adapt its `input_line`."""
     copy = dataclasses.replace(override, **changes)
     copy.input_line = copy.get_key_element() + format_override(override)[len(override.get_key_element()) :]
     return copy
 
 
 def split_choice(override: Override, root: str) -> list[Override]:
-    """Split a choice with fields, `attention={kind: mha, softcap: 50}`, into one override for the choice and one for
-    each field. Merged as one mapping, the choice would keep fields of the previous one. Other overrides are returned
-    unchanged."""
+    """Split a choice with fields, `attention={kind: mha, softcap: 50}`, into an override for the choice and one for
+    each field. Merged as one mapping, it would keep fields of the previous choice. Other overrides are returned as they
+    are."""
     value, key = override.value(), override.key_or_group
     axis = key.removeprefix(f"{root}.") if root else key
     if not isinstance(value, dict) or not isinstance(kind := value.get("kind"), str) or not is_choice(axis, kind):
@@ -139,7 +140,7 @@ def split_choice(override: Override, root: str) -> list[Override]:
 
 @dataclasses.dataclass
 class Choices:
-    """The choices of one defaults list: which groups may be swapped, under which keys, and their options.
+    """The choices in a defaults list: the groups that may be swapped, their keys and their options.
 
     `root` is the model's key in the config: "" for a model alone, "model" in a training config.
     """
@@ -148,15 +149,15 @@ class Choices:
     root: str
     faults: list[str]
     list_defaults: Callable[[Sequence[Override]], DefaultsList]
-    """Give the defaults list of these choices."""
+    """Function that returns the defaults list for these choices."""
     known: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     def settle(self, overrides: Sequence[Override]) -> tuple[DefaultsList, list[Override], list[Override]]:
-        """Split the overrides: returns the defaults list, the choices under their keys in it, and the other overrides,
-        each in the user's order.
+        """Split overrides into choices and values. Return the defaults list, the choices under their keys in that list,
+        and the other overrides, each in the user's order.
 
-        A choice may bring other groups into the list (`model=mixtral-tiny` brings a router), so the search is repeated
-        until it finds no more choices; an axis that is still not in the list is added.
+        A choice may add groups to the list (`model=mixtral-tiny` adds a router), so the search is repeated until no
+        more choices are found. An axis that is still not in the list is added.
         """
         groups: dict[int, Override] = {}
         pending = dict(enumerate(overrides))
@@ -183,7 +184,7 @@ class Choices:
         return self.repo.offers(override.key_or_group) and not isinstance(override.value(), dict)
 
     def _find(self, override: Override) -> Override | None:
-        """Return the override under its key in the defaults list, or None if it is no choice there."""
+        """Return the override under its key in the defaults list. None if it is no choice there."""
         if isinstance(override.value(), dict) or override.type is OverrideType.ADD:
             return None
         key, package = override.key_or_group, override.package
@@ -217,8 +218,8 @@ class Choices:
         return not missing
 
     def _added(self, override: Override) -> Override | None:
-        """Return the override that adds a group to the defaults list: for an axis of the model always, for any other
-        group only with an explicit `+`. If the override may not add it, add a fault and return None."""
+        """Return the override that adds a group to the defaults list: always for an axis of the model, only with an
+        explicit `+` for any other group. Otherwise add a fault and return None."""
         group, package = override.key_or_group, override.package
         place = f"{group}@{package}" if package else group
         if group not in AXES and not self.root:

@@ -1,4 +1,4 @@
-"""Expand the shorthand of users' files: a key `attention: gqa` means `- /attention: gqa` in the defaults list."""
+"""Expand the shorthand in users' files: a key `attention: gqa` becomes `- /attention: gqa` in the defaults list."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from zoo.grammar.dialect import is_choice
 from zoo.grammar.patches import list_patches
 
 LATE = "_late_"
-"""The key for components that are set after Hydra has merged all files, by dotted key. Hydra would merge the fields of
-such a component with those in the choice's own file."""
+"""Key for components that are set, by dotted key, after Hydra has merged all files. Hydra would merge their fields with
+those of the choice's own file."""
 
 Body = dict[str, Any]
-"""A YAML file as plain data, interpolations as their text."""
+"""A YAML file as plain data, with interpolations as text."""
 
 
 def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
-    """Find the choices in a file and in its patches (`layers.local.attention: sliding`). Each choice's key in a
-    defaults list is mapped to its group and option. A mapping with a `kind` is a choice too."""
+    """Find the choices in a file and in its patches (`layers.local.attention: sliding`). Return a mapping from the
+    choice's key in a defaults list to (group, option). A mapping with a `kind` is a choice too."""
     found = {}
     for path, node in _list_scopes(body):
         laid = path.rpartition(".")[0].endswith("layers")
@@ -33,7 +33,7 @@ def find_choices(body: Body, is_group: Callable[[str], bool]) -> dict[str, tuple
 
 
 def _list_scopes(body: Body, path: str = "") -> Iterator[tuple[str, Body]]:
-    """Yield a config and its patches, each with its path; for a training config also its model and the model's
+    """Yield (path, mapping) for a config and its patches. For a training config also yield the model and its
     patches."""
     yield path, body
     yield from ((f"{path}.{place}" if path else place, patch) for place, patch, _ in list_patches(body))
@@ -42,9 +42,9 @@ def _list_scopes(body: Body, path: str = "") -> Iterator[tuple[str, Body]]:
 
 
 def _read_word(key: object, value: object, is_group: Callable[[str], bool], laid: bool) -> str | None:
-    """Read the choice in a value: a word, or the `kind` of a mapping, which Hydra would otherwise merge with the fields
-    of the previous choice. None for anything else, and for the packaged choices of a kind of layer (`laid`): the
-    grammar lays them over the model's own."""
+    """Return the choice in a value: a word, or the `kind` of a mapping (Hydra would merge such a mapping with the
+    previous choice's fields). None for anything else. None also for packaged choices in a kind of layer (`laid`), which
+    the grammar merges over the model's own."""
     if isinstance(value, dict) and key in AXES and not laid:
         kind = value.get("kind")
         return kind if isinstance(kind, str) and is_choice(str(key), kind) else None
@@ -61,9 +61,9 @@ def expand_shorthand(
     list_known: Callable[[Body], Collection[str]] = lambda rest: (),
     base: str | None = None,
 ) -> Body:
-    """Move the choices of a file (`chosen`, from `find_choices`) into its defaults list, in front of its own keys.
+    """Move the choices of a file (`chosen`, from `find_choices`) into its defaults list, before the file's own keys.
 
-    A choice whose key the list already has is overridden instead; `list_known` lists these keys from the rest of the
+    A choice whose key is already in the list becomes an override; `list_known` returns these keys for the rest of the
     file. `base` is the first entry for a file without a defaults list.
     """
     entries = _list_entries(body, base)
@@ -76,7 +76,7 @@ def expand_shorthand(
 
 
 def _list_entries(body: Body, base: str | None) -> list[Any]:
-    """List a file's defaults. If the file does not place `_self_`, it is put last, but before overrides."""
+    """Return a file's defaults list. If it lacks `_self_`, add it at the end, but before overrides."""
     entries = list(body.get("defaults", [base] if base else []))
     if "_self_" not in entries:
         overrides = (
@@ -87,8 +87,8 @@ def _list_entries(body: Body, base: str | None) -> list[Any]:
 
 
 def _drop_choices(body: Body, chosen: Mapping[str, tuple[str, str]]) -> Body:
-    """Copy a file's keys without its defaults list and its choices. The fields of a choice stay; those that are
-    components with a kind move to LATE."""
+    """Copy a file's keys without the defaults list and the choices. A choice's fields stay; fields that are components
+    with a kind move to LATE."""
     rest = copy.deepcopy({key: value for key, value in body.items() if key != "defaults"})
     late: dict[str, Any] = {}
     for place, (key, word) in chosen.items():
@@ -108,7 +108,7 @@ def _is_component(value: object) -> bool:
 
 
 def anchor_defaults(body: Body) -> Body:
-    """Make the entries of a file's defaults list absolute, so that the file can be stored as an option of a group."""
+    """Make the entries of a file's defaults list absolute. The file can then be stored as an option of a group."""
 
     def entry(each: object) -> Any:
         if isinstance(each, str):

@@ -1,4 +1,4 @@
-"""Add the file and the line of a faulty key to messages. After a fault, the user's files are read again for this."""
+"""Add the file and line of a faulty key to messages. The user's files are read again only after a fault."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ITEM = re.compile(r"\[(\d+)\]")
 
 @dataclass(frozen=True)
 class StatedFile:
-    """A file that the user named: its name in messages (`label`), and the config's key that it fills (`root`)."""
+    """A file that the user named: its name in messages (`label`), and the key of the config that it fills (`root`)."""
 
     file: Path
     label: str
@@ -33,7 +33,7 @@ class StatedFile:
 
 @contextmanager
 def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> Iterator[None]:
-    """Add file and line to the faults of a ConfigError that the block raises."""
+    """Add file and line to the faults of a ConfigError raised in the `with` block."""
     try:
         yield
     except ConfigError as error:
@@ -43,8 +43,8 @@ def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> It
 
 
 def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> list[str]:
-    """Write `mine.yaml:12: ` before each fault, if a file states the fault's key or a key above it; only the name for a
-    file without lines, such as a config.json. Faults of keys in `overrides` are left unchanged."""
+    """Prefix each fault with `mine.yaml:12: `, the place of the fault's key or of a key above it; without a line for
+    other files, such as a config.json. Faults of keys in `overrides` are unchanged."""
     sources = [each for source in sources for each in _follow_defaults(source)]
     lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
     parts = (text.lstrip("+~").partition("=") for text in overrides)
@@ -55,8 +55,8 @@ def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], override
 
 @functools.lru_cache(8)
 def _read_lines(source: StatedFile, changed: int) -> dict[str, int]:
-    """Map the keys of a source, as paths in the config, to their lines; empty if the file is not readable as YAML.
-    Cached by the time of the file's last change, because the points of a sweep have faults by the thousand."""
+    """Map the keys of a file, as paths in the config, to their lines. Empty if it is no readable YAML. Cached by
+    modification time (`changed`), because a sweep may have thousands of faults."""
     if source.file.suffix not in YAML:
         return {}
     try:
@@ -67,7 +67,7 @@ def _read_lines(source: StatedFile, changed: int) -> dict[str, int]:
 
 
 def _follow_defaults(source: StatedFile, above: tuple[Path, ...] = ()) -> Iterator[StatedFile]:
-    """Yield a file, and the files in its folder that its defaults list includes."""
+    """Yield a file, then the files in its folder that its defaults list includes."""
     yield source
     if source.file.suffix not in YAML or source.file in above:
         return
@@ -119,9 +119,9 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Ma
 def _find_typed(
     key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
-    """Find the override that caused a fault; None if none did. That is an override of the fault's key, of a key above
-    it (if no file states the fault's key, or if the override's value does), or of a key below it (if no file states the
-    fault's key)."""
+    """Return the override that caused a fault; None if none did. It is an override of the fault's key itself. If no
+    file sets that key, it may be one of a key above or below; if a file does, it may be one of a key above whose value
+    contains the key's name."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
     for each, value in typed.items():
@@ -133,15 +133,15 @@ def _find_typed(
 
 
 def _strip_root(text: str, key: str, roots: Collection[str]) -> str:
-    """Remove the config's key that a file fills from the start of a fault: `model.d_ff: …` becomes `d_ff: …`."""
+    """Remove the key that a file fills from the start of a fault: `model.d_ff: …` becomes `d_ff: …`."""
     root = next((root for root in roots if root and key.startswith(f"{root}.")), None)
     return text if root is None else text[len(root) + 1 :]
 
 
 def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
-    """List the keys that may have caused a fault, the likeliest first: keys whose values the text names, the last one
-    first (n_kv_heads in `attention: n_heads=8 is not a multiple of n_kv_heads=3`), the fault's own key, and the keys
-    above it."""
+    """Yield the keys that may have caused a fault, the likeliest first: keys with values in the text, the last one
+    first (n_kv_heads in `attention: n_heads=8 is not a multiple of n_kv_heads=3`); the fault's own key; the keys above
+    it."""
     parts = _ITEM.sub(r".\1", key).split(".")
     top = parts[:1] if parts[0] in roots else []
     for name in reversed(re.findall(r"\b(\w+)=", text.split(" (")[0])):
@@ -153,8 +153,8 @@ def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
 
 
 def _name_fields(source: StatedFile, text: str) -> str:
-    """Name the fields of a config.json for the Zoo fields in a fault's text: num_key_value_heads for n_kv_heads. Empty
-    for any other file."""
+    """Name the fields of a config.json that a fault's text calls by Zoo's names: num_key_value_heads for n_kv_heads.
+    Empty for other files."""
     if source.file.suffix != ".json":
         return ""
     try:

@@ -1,7 +1,7 @@
 """Read the Spec of every point of a sweep: one for each combination of the swept values of one model.
 
-Composing takes most of the time of a point, and a number in an override usually changes only the value at its key. So
-points that differ only in numbers are composed once, and the numbers are put in place.
+Composing takes most of a point's time, and a number in an override usually changes only the value at its key. Therefore
+points that differ only in numbers are composed once, and the numbers are replaced.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from zoo.model.decoder import Decoder
 
 DIGITS = 20
-"""Maximum characters of a number that is put in place; longer ones are composed by Hydra."""
+"""Maximum number of characters of a number that is replaced directly. Longer numbers are composed by Hydra."""
 
 
 @dataclasses.dataclass
 class Point:
-    """One combination: its overrides, the swept values by key, the Spec or the faults, and lines about what its choices
-    leave unused."""
+    """One combination of a sweep: overrides, swept values by key, the Spec or the faults, and lines about unused
+    settings."""
 
     overrides: list[str]
     swept: dict[str, str]
@@ -42,10 +42,9 @@ class Point:
 
 
 def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Iterator[Point]:
-    """Read every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
+    """Yield every point of a sweep in Hydra's grammar (commas, range, choice, glob), the last key varying fastest.
 
-    Raises ConfigError for a faulty target and for overrides that cannot be read; an invalid point is yielded with its
-    faults.
+    Raises ConfigError for a faulty target and for unreadable overrides. An invalid point is yielded with its faults.
     """
     composer = Composer(target)
     lines, keys = _lines(overrides, composer)
@@ -60,7 +59,7 @@ def read_points(target: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str, ...]], dict[int, str]]:
-    """List the overrides of each point, and map the indices of the swept overrides to their keys."""
+    """List the overrides of each point, and map the indices of swept overrides to their keys."""
     faults: list[str] = []
     parsed = parse_overrides(overrides, faults, composer.repo)
     choices = [_values(each, faults) for each in parsed]
@@ -71,9 +70,7 @@ def _lines(overrides: Sequence[str], composer: Composer) -> tuple[list[tuple[str
 
 
 def _values(override: Override, faults: list[str]) -> list[str]:
-    """List the alternatives of one override. An interval, which has none to list, is added to `faults`, and so is a
-    sweep over nothing.
-    """
+    """List the alternatives of an override. Intervals, which have no list, and empty sweeps are added to `faults`."""
     if isinstance(override.value(), IntervalSweep):
         faults.append(
             f"{format_override(override)}: an interval is for a sampler (name values, or range(start,stop,step))"
@@ -85,18 +82,17 @@ def _values(override: Override, faults: list[str]) -> list[str]:
 
 
 class _Reader:
-    """Read the Specs of points. Of points that differ only in numbers, the first is composed; the others reuse its
+    """Reader of points' Specs. Among points that differ only in numbers, the first is composed and the others reuse its
     config."""
 
     def __init__(self, composer: Composer, varied: frozenset[str]) -> None:
         self.composer, self.varied = composer, varied
         self.alike: dict[tuple[str, ...], Composed | None] = {}
-        """Composed configs by the overrides without their numbers; None if a number changes more than its own key, so
-        that each point must be composed."""
+        """Composed configs by the overrides without their numbers. None if a number changes more than the value at its
+        key; then each point is composed."""
 
     def read(self, line: Sequence[str]) -> tuple[Decoder, list[str]]:
-        """Read the Spec of a point, and lines about what its choices leave unused. Raises ConfigError with its
-        faults."""
+        """Return the Spec of a point, and lines about unused settings. Raises ConfigError with the point's faults."""
         numbers = {key: number for key, _, value in map(_split, line) if (number := _number(value)) is not None}
         shape = tuple(key if key in numbers else text for key, text, _ in map(_split, line))
         if (first := self.alike.get(shape)) is not None:
@@ -115,13 +111,13 @@ class _Reader:
 
 
 def _split(override: str) -> tuple[str, str, str]:
-    """Split an override into its key, the whole text, and its value."""
+    """Split an override into key, whole text and value."""
     key, _, value = override.partition("=")
     return key.lstrip("+"), override, value
 
 
 def _number(value: str) -> int | float | None:
-    """Read a number as Hydra's grammar does, or None."""
+    """Parse a number as Hydra's grammar does. None if it is no number."""
     whole, point, part = value.partition(".")
     if not (whole + part).isascii() or not (whole + part).isdigit() or len(value) > DIGITS:
         return None
@@ -129,7 +125,7 @@ def _number(value: str) -> int | float | None:
 
 
 def _put(node: object, place: tuple[str, Any]) -> Any:
-    """Copy a mapping with a number put at a dotted key, which must exist."""
+    """Copy a mapping with the value at a dotted key replaced. None if the key does not exist."""
     key, _, rest = place[0].partition(".")
     if not isinstance(node, dict) or key not in node:
         return None

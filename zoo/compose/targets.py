@@ -1,4 +1,4 @@
-"""Find the model that the user named, a packaged one, a file, a checkpoint or a mapping, and read its Spec."""
+"""Find the model that the user named (a packaged model, a file, a checkpoint or a mapping), and read its Spec."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A model that the user named: its name in messages (`label`), its YAML as plain data (`body`), the folder whose
-    groups it may use, and its name as an option of the group `model`."""
+    """A model that the user named: its name in messages (`label`), its YAML as plain data (`body`), the folder with its
+    groups, and its name as an option of the group `model`."""
 
     label: str
     body: Body
@@ -48,7 +48,7 @@ class Target:
     option: str = ""
     notes: tuple[str, ...] = ()
     sources: tuple[StatedFile, ...] = ()
-    """The user's file, for file and line in messages; empty for a packaged model or a mapping."""
+    """The user's files, for file and line in messages. Empty for a packaged model or a mapping."""
 
 
 def list_packaged() -> list[str]:
@@ -57,8 +57,8 @@ def list_packaged() -> list[str]:
 
 
 def is_file(target: str | Path) -> bool:
-    """Tell whether a target is a file or a folder rather than a name. It is if it looks like a path, has the suffix of
-    a model's file, is an existing folder without the name of a packaged model, or is a run's checkpoint (`RUN@400`)."""
+    """Whether a target is a file or folder rather than a packaged name: it looks like a path, has a model file's
+    suffix, is a folder without a packaged model's name, or is a run's checkpoint (`RUN@400`)."""
     text = os.fspath(target)
     if isinstance(target, Path) or "/" in text or os.sep in text or text.endswith((".yaml", ".yml", ".json", ".gguf")):
         return True
@@ -66,12 +66,12 @@ def is_file(target: str | Path) -> bool:
 
 
 def holds_model(path: Path) -> bool:
-    """Tell whether a folder holds a model: a Hugging Face folder, a checkpoint or a run."""
+    """Whether a folder holds a model: a Hugging Face folder, a checkpoint or a run."""
     return any((path / name).exists() for name in ("config.json", ARCHITECTURE, CHECKPOINTS))
 
 
 def names_checkpoint(path: Path) -> bool:
-    """Tell whether a path means one of a run's checkpoints, as `RUN@400` does."""
+    """Whether a path names a checkpoint of a run: `RUN@400`."""
     from zoo.runs import split_choice
 
     if "@" not in path.name:
@@ -109,8 +109,8 @@ def find_target(target: str | Path | Mapping[str, Any]) -> Target:
 
 
 def _locate(target: str | Path) -> Path:
-    """Locate a file or a model of the hub. A packaged model of the name is offered for one that the hub does not give:
-    `llama3.1-8b` for `meta-llama/Llama-3.1-8B`."""
+    """Locate a file or a model of the hub. If the hub does not provide it, the error names a packaged model of the same
+    name: `llama3.1-8b` for `meta-llama/Llama-3.1-8B`."""
     try:
         return locate(target)
     except CheckpointError as error:
@@ -126,8 +126,8 @@ def _squeeze(name: str) -> str:
 
 
 def check_start(body: Body, path: Path) -> None:
-    """Raise ConfigError for a training config. Also raise it for a file that names its packaged model in another way
-    than `defaults: [/model/NAME@_here_]`, with a message that shows the right form."""
+    """Raise ConfigError for a training config, and for a file that names its packaged model otherwise than by
+    `defaults: [/model/NAME@_here_]`. The message shows the right form."""
     config = read_conf("config")
     groups = {str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry}
     trained = [str(key) for key in body if key in (config.keys() | groups) - KNOWN - {"defaults", "model", "hydra"}]
@@ -149,10 +149,10 @@ def check_start(body: Body, path: Path) -> None:
 
 
 def read_published(path: Path) -> tuple[Body, list[str]]:
-    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as the data of a model's YAML.
-    For an adapter in peft's format, read its base. Also returns notes on fields that this data leaves out.
+    """Read a config.json, a folder with one, a GGUF file, or a checkpoint or run of Zoo as plain data of a model's
+    YAML, with notes on omitted fields. For an adapter in peft's format, read its base model.
 
-    From a run, the composed model is read with its interpolations unresolved, so that overrides can change it. Raises
+    From a run, the composed model is read with unresolved interpolations, so that overrides can change it. Raises
     ConfigError for a missing or broken file.
     """
     from zoo import runs
@@ -175,7 +175,7 @@ def read_published(path: Path) -> tuple[Body, list[str]]:
 
 
 def name_packaged(name: str) -> Body:
-    """Make a config that starts from a packaged model, its keys at the root. Raises ConfigError for an unknown name."""
+    """Make a config that includes a packaged model at the root. Raises ConfigError for an unknown name."""
     if name not in list_packaged():
         if said := describe_unpublished(name):
             raise ConfigError(f"{name}: {said}")
@@ -193,12 +193,12 @@ def name_packaged(name: str) -> Body:
 
 @functools.cache
 def read_unpublished() -> dict[str, dict[str, Any]]:
-    """Read the models whose architectures were never published, with their makers and the nearest models here."""
+    """Read the models with unpublished architectures, with their makers and the nearest packaged models."""
     return read_conf("unpublished")
 
 
 def describe_unpublished(name: str) -> str:
-    """Describe a model whose architecture was never published, with the nearest model here; "" for any other name."""
+    """Describe a model with an unpublished architecture, with the nearest packaged model. "" for other names."""
     text = re.sub(r"[^a-z0-9.]", "", name.casefold())
     for start, found in read_unpublished().items():
         own = start.replace("-", "")
@@ -245,8 +245,8 @@ def list_defaults(
     *,
     trusted: bool = False,
 ) -> Body:
-    """Move a file's shorthand into its defaults list. Raises ConfigError for unknown options, and for a file that names
-    code, unless the file is trusted."""
+    """Move a file's shorthand into its defaults list. Raises ConfigError for unknown options, and for an untrusted file
+    that names code."""
     if not trusted:
         check_body(body, label)
     if not isinstance(body.get("defaults", []), list):
@@ -274,8 +274,8 @@ def _list_known(body: Body, repo: Listed, label: str) -> set[str]:
 
 
 def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
-    """Write a note for each swapped choice whose sizes come from the choice's file, because the model does not state
-    them. The sizes of a router have a note already."""
+    """List a note for each swapped choice whose sizes come from its own file, because the model does not set them. A
+    router's sizes already have a note."""
     body: Any = OmegaConf.to_container(cfg, resolve=False)
     notes = []
     for axis, _, word in (text.partition("=") for text in overrides):
@@ -288,8 +288,7 @@ def note_sizes(overrides: Iterable[str], cfg: DictConfig) -> list[str]:
 
 
 def note_positions(spec: Topology) -> Iterator[str]:
-    """Write a note for each tower whose position scheme acts inside attention, although none of its layers uses
-    positions."""
+    """Yield a note for each tower with a position scheme inside attention that none of its layers uses."""
     for where, tower in spec.towers().items():
         kinds = {block.attention.positioning.kind for block in tower.blocks.values() if block.attention.positioning}
         if tower.position.inside and kinds == {"none"} != {tower.position.kind}:
@@ -299,12 +298,13 @@ def note_positions(spec: Topology) -> Iterator[str]:
 
 
 def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Composed:
-    """Compose the config of one model, the model's keys at the root."""
+    """Compose the config of one model, with the model's keys at the root."""
     return Composer(target).compose([overrides] if isinstance(overrides, str) else list(overrides))
 
 
 class Composer:
-    """Compose one model under many sets of overrides: its files are read once, each set of choices is composed once."""
+    """Composer of one model under many sets of overrides. Files are read once, and each set of choices is composed
+    once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
@@ -314,7 +314,8 @@ class Composer:
         self.composition = Composition(self.repo, self.body, self.found.label)
 
     def compose(self, overrides: list[str], varied: Collection[str] | None = None) -> Composed:
-        """Compose the config with overrides, the model's keys at the root; `varied` as in `Composition.compose`."""
+        """Compose the config with overrides, with the model's keys at the root. `varied` is as in
+        `Composition.compose`."""
         with locating(self.found.sources):
             made = self.composition.compose(overrides, varied)
         made.notes += self.found.notes
@@ -323,9 +324,8 @@ class Composer:
         return made
 
     def _list_inherited(self, made: Composed) -> tuple[str, ...]:
-        """List the keys of `about` that come from the base model although the file or an override changes that model:
-        the base's title and parameters do not describe the result. If an override sets a value, `params` is listed even
-        if the file states it."""
+        """List the keys of `about` from the base model that do not describe this model, because the file or an override
+        changes it. If an override sets a value, `params` is listed even if the file sets it."""
         body, about = self.found.body, made.cfg.get("about")
         if not isinstance(about, Mapping):  # a fault that the grammar reports, if it is read
             return ()
@@ -346,7 +346,7 @@ def to_yaml(cfg: DictConfig, *, resolve: bool) -> str:
 
 
 def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:
-    """Write a model's config as a person would: choices as words, no interpolations, and `about` without the keys in
+    """Write a model's config as people do: choices as words, no interpolations, and `about` without the keys in
     `left`."""
     from zoo import grammar
 
@@ -375,8 +375,8 @@ def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
 
 
 def note_idle(composed: Composed, varied: Collection[str], root: str = "") -> list[str]:
-    """Write a note for each key that is set for all points of a sweep but that this point's model does not read. The
-    model must be free of faults."""
+    """List the keys that are set for all points of a sweep but that this point's model does not read, a line each. The
+    model must have no faults."""
     from zoo import grammar
 
     swept = [each for each in composed.typed if each.lstrip("+").partition("=")[0].removeprefix("model.") in varied]

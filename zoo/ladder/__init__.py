@@ -1,4 +1,4 @@
-"""Train ladders: sizes of one architecture, scaled and trained by one rule, for a scaling law (`zoo ladder`)."""
+"""Train ladders: several sizes of one architecture, scaled by one rule, for a scaling law (`zoo ladder`)."""
 
 from zoo.ladder.climbing import climb
 from zoo.ladder.ladder_plan import Ladder, LadderRequest, Rung, plan_ladder, plan_together, predict_seconds

@@ -1,7 +1,7 @@
-"""Climb the ladders of several arms, and follow the first arm's compute-optimal speedup over scale.
+"""Train the ladders of several arms, and compute the compute-optimal speedups over the first arm by scale.
 
-This asks whether a gain survives scale: an arm that is better at a small size may save less compute, or none, at a
-larger one.
+The question is whether a gain survives scale: an arm that is better at a small size may save less compute, or none, at
+a larger size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from zoo.report.verdict_page import PAGE, write_results_page
 def climb_arms(
     ladders: Mapping[str, Ladder], folder: Path, say: Say, bootstrap: int = 1000
 ) -> tuple[dict[str, dict[str, Any]], dict[str, SpeedupTrend]]:
-    """Climb the ladder of each arm in a folder of its own, and write a page of all. Returns by arm its outcome and, for
-    all but the first, its speedups over the first. Raises ConfigError as `follow_arms` does."""
+    """Train the ladder of each arm in its own folder, and write a page of all. Return each arm's outcome, and for all
+    but the first arm the speedups over the first. Raises ConfigError as `follow_arms` does."""
     outcomes = {name: climb(each, folder / name, say, bootstrap) for name, each in ladders.items()}
     trends = follow_arms(outcomes)
     results = [make_speedup_table(next(iter(outcomes)), trends), *describe_arms(outcomes)]
@@ -35,7 +35,7 @@ def climb_arms(
 
 
 def follow_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, SpeedupTrend]:
-    """Follow the speedups of all arms but the first over the first, at the FLOPs of the first arm's whole runs. Raises
+    """Compute the speedups of the other arms over the first, at the FLOPs of the first arm's full-length runs. Raises
     ConfigError for a law without an optimum."""
     first, *others = {name: read_law_arm(made) for name, made in outcomes.items()}.items()
     flops = sorted(set(list_whole_flops(Path(outcomes[first[0]]["folder"])).values()))
@@ -43,12 +43,12 @@ def follow_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, SpeedupT
 
 
 def draw_arms(outcomes: Mapping[str, Mapping[str, Any]], trends: Mapping[str, SpeedupTrend]) -> list[str]:
-    """Draw the speedups and each arm's ladder, as SVG panels."""
+    """Draw the speedups and each arm's ladder as SVG panels."""
     return [draw_speedups(next(iter(outcomes)), trends), *(draw_outcome(each, arm) for arm, each in outcomes.items())]
 
 
 def describe_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> list[str | TextTable]:
-    """Make the tables of each arm's ladder, with its name."""
+    """Make the tables of each arm's ladder, titled with the arm's name."""
     described = [(name, each) for name, outcome in outcomes.items() for each in describe_climb(outcome)]
     return [
         each._replace(title=f"{name}: {each.title}") if isinstance(each, TextTable) and each.title else each
@@ -57,14 +57,14 @@ def describe_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> list[str | TextT
 
 
 def read_law_arm(outcome: Mapping[str, Any]) -> LawArm:
-    """Read an arm's law, and the FLOPs that its points took for each token and parameter (their geometric mean)."""
+    """Read an arm's law, and the FLOPs of its points per token and parameter (geometric mean)."""
     lines = _read_lines(Path(outcome["folder"]))
     real = geometric_mean(line["flops"] / line["params"] / line["tokens"] for line in lines)
     return LawArm(FittedLaw.from_dict(outcome["fit"]), real)
 
 
 def list_whole_flops(folder: Path) -> dict[int, float]:
-    """List the FLOPs up to the last point of each size, by the size's parameters."""
+    """Map each size's number of parameters to the FLOPs up to its last point."""
     return {line["params"]: float(line["flops"]) for line in _read_lines(folder)}
 
 

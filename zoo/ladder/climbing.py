@@ -1,16 +1,16 @@
-"""Climb a ladder: train sizes of one architecture, predict the loss of the largest, and fit a scaling law to them all.
+"""Train a ladder: several sizes of one architecture. Predict the loss of the largest, and fit a scaling law to all.
 
     FOLDER/ladder.json       the plan of each run, with its predicted seconds
     FOLDER/rates.json        the learning rates that were searched at two sizes; their runs are in FOLDER/rates/
-    FOLDER/01-19840/ …       one run a size, named by its parameters; of several seeds 01-19840-0, 01-19840-1 …
+    FOLDER/01-19840/ …       one run per size, named by its parameters; with several seeds 01-19840-0, 01-19840-1 …
     FOLDER/points.jsonl      parameters, tokens and loss at the end of each decay, for `zoo fit`
     FOLDER/prediction.json   predicted losses of the largest size, written before its run begins
     FOLDER/fit.json          the law of all points, for `zoo predict`
     FOLDER/ladder.svg        losses over tokens, measured and predicted
     FOLDER/report.html       the page: plan, losses, prediction and law
 
-All points of the largest size are held out, because a ladder predicts across sizes. Calling again resumes; done runs
-are kept.
+All points of the largest size are held out, because a ladder predicts across sizes. A repeated call resumes; finished
+runs are kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PICTURE = "ladder.svg"
 Say = Callable[[str], object]
 
 PREDICTED = ("seconds", "evaluating", "timed")
-"""Fields of a rung that may differ in a later call, because they are measured."""
+"""Measured fields of a rung. They may differ when the ladder is called again."""
 
 
 class LadderFile(JsonShape):
@@ -61,7 +61,7 @@ class PredictionFile(JsonShape):
 
 
 def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict[str, Any]:
-    """Train all sizes that are not done; predict the largest one's losses before its run. Returns the outcome.
+    """Train all sizes that are not done. Before the run of the largest size, predict its losses. Return the outcome.
 
     Raises ConfigError if the folder has another ladder, and ZooError if a run fails.
     """
@@ -104,8 +104,8 @@ def draw_outcome(outcome: Mapping[str, Any], name: str = "") -> str:
 
 
 def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
-    """Write ladder.json, or take the predicted seconds from the one in the folder. Raises ConfigError if that file is
-    of another ladder."""
+    """Write ladder.json. If the folder has it already, return its predicted seconds with the ladder. Raises ConfigError
+    if the file is of another ladder."""
     file = folder / LADDER
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
 
 
 def _train(model: str, rung: Rung, folder: Path, say: Say) -> RunRecord:
-    """Train a run, from its last checkpoint if there is one; a done run is left alone."""
+    """Train a run, from its last checkpoint if there is one. A finished run is not repeated."""
     from zoo.jobs.train import resume_run
     from zoo.training.restarts import clear_for_restart, has_checkpoint
 
@@ -150,8 +150,8 @@ def _train(model: str, rung: Rung, folder: Path, say: Say) -> RunRecord:
 
 
 def write_points(ladder: Ladder, folder: Path) -> LossPoints:
-    """Write the points of the finished runs, a line for the end of each decay. A point's tokens are those that its
-    weights were trained on. Raises ZooError if a loss is missing."""
+    """Write the points of the finished runs, a line for the end of each decay. A point's tokens are those on which its
+    weights were trained. Raises ZooError if a loss is missing."""
     lines = []
     for rung in ladder.rungs:
         record = RunRecord(folder / rung.name)
@@ -169,9 +169,10 @@ def write_points(ladder: Ladder, folder: Path) -> LossPoints:
 
 
 def _predict(ladder: Ladder, points: LossPoints, folder: Path, say: Say, bootstrap: int) -> dict[str, Any]:
-    """Predict the largest size's losses from those of all other sizes, and write them; or read an earlier prediction.
+    """Predict the losses of the largest size from those of all other sizes and write them, or read an earlier
+    prediction.
 
-    Raises ZooError if a run of it was trained before its prediction was written.
+    Raises ZooError if a run of the largest size has trained before its prediction was written.
     """
     file, rungs = folder / PREDICTION, [each for each in ladder.rungs if each.params == ladder.largest]
     if file.is_file():
@@ -191,7 +192,7 @@ def _predict(ladder: Ladder, points: LossPoints, folder: Path, say: Say, bootstr
 
 
 def _find_doubt(fit: FittedLaw, rung: Rung) -> str | None:
-    """Give the reason for which `zoo predict` would refuse to predict a size from the fit; None if it would not."""
+    """Return the reason why `zoo predict` would refuse to predict a size from the fit. None if it would not refuse."""
     try:
         fit.check_reach(rung.params, rung.tokens[-1])
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Plan a ladder's runs: sizes, learning rates, batches and lengths, their FLOPs, and their seconds."""
+"""Plan a ladder's runs: sizes, learning rates, batches and lengths, their FLOPs, and their predicted seconds."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ LEAST_SIZES = 4
 """Fewest sizes of a ladder: a law needs three, and the largest is held out."""
 
 OWN = ("model", "steps", "eval_batches", "schedule", "schedule.points", "schedule.warmup", "hydra.run.dir")
-"""Keys that the ladder itself sets."""
+"""Keys that the ladder sets itself. Overrides of them are refused."""
 
 USUAL = ("schedule=wsd_s", "eval_every=null", "sample=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Default overrides of a ladder's runs."""
 
 PATIENCE = 20.0
-"""Longest time, in seconds, that timing a few updates of a run may take. A run for which it would take longer is not
-timed (`predict_seconds`)."""
+"""Maximum seconds for timing a few updates of a run. A run that would take longer is not timed (`predict_seconds`)."""
 
 
 @dataclass(frozen=True)
 class LadderRequest:
     """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own, and a
     sixteenth of `largest`). Each size is trained with `seeds` seeds. With `tune` the learning rate is searched at two
-    sizes, on a separate seed and separate rows. `least_updates` come before the first point of every size."""
+    sizes, on a separate seed and separate data. `least_updates` is the minimum number of updates before the first point
+    of a size."""
 
     model: str
     overrides: tuple[str, ...] = ()
@@ -65,8 +65,8 @@ class LadderRequest:
 class Rung:
     """The planned run of one size and seed: its overrides, learning rate (`rate`), lengths and FLOPs.
 
-    `seconds` (training) and `evaluating` are predicted seconds; `timed` says whether some of the run's updates were
-    timed.
+    `seconds` (of training) and `evaluating` are predictions in seconds. `timed` says whether they come from timed
+    updates of this size.
     """
 
     name: str
@@ -82,17 +82,17 @@ class Rung:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Give the tokens that the weights are trained on at the end of each decay."""
+        """Numbers of tokens on which the weights are trained at the end of each decay."""
         return tuple(updates * self.batch_tokens for updates in self.lengths.trained)
 
     def find(self, key: str) -> str:
-        """Give the value of an override."""
+        """Return the value of an override."""
         return next(each.partition("=")[2] for each in self.overrides if _read_key(each) == key)
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs of a model, smallest first. With `tune` their learning rates are where its search starts."""
+    """The rungs of a model, smallest first. With `tune`, their learning rates are the starting points of the search."""
 
     model: str
     tokens_per_param: float
@@ -101,19 +101,19 @@ class Ladder:
 
     @property
     def largest(self) -> int:
-        """Give the parameters of the largest size, which is held out."""
+        """Number of parameters of the largest size, which is held out."""
         return self.rungs[-1].params
 
     def list_searched(self) -> list[Rung]:
-        """List a run of each size at which the learning rate is searched: the smallest and the middle one, because a
-        search at a larger size would cost more than the ladder."""
+        """List one run of each size at which the learning rate is searched: the smallest and the middle one. A search
+        at a larger size would cost more than the ladder."""
         if not self.tune:
             return []
         sizes = list({each.params: each for each in reversed(self.rungs)}.values())[::-1]
         return [sizes[0], sizes[(len(sizes) - 1) // 2]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the ladder as plain data."""
+        """Return the ladder as plain data."""
         rungs = [{**asdict(each), **asdict(each.lengths), "tokens": each.tokens} for each in self.rungs]
         for each in rungs:
             del each["lengths"]
@@ -122,7 +122,7 @@ class Ladder:
 
 
 def plan_ladder(asked: LadderRequest) -> Ladder:
-    """Plan the rungs, each checked as `zoo train` checks a run. Raises ConfigError for overrides of keys that the
+    """Plan the rungs, and check each as `zoo train` checks a run. Raises ConfigError for overrides of keys that the
     ladder sets itself (OWN), settings without a rule, a run that `zoo train` refuses, and a `smallest` that is not
     below `largest`."""
     keys = [_read_key(each) for each in asked.overrides]
@@ -148,8 +148,8 @@ def plan_ladder(asked: LadderRequest) -> Ladder:
 
 
 def plan_together(asked: Mapping[str, LadderRequest]) -> dict[str, Ladder]:
-    """Plan the ladders of arms. The rule gives slightly different sizes different batches; so arms that set none have
-    the smallest of them. Raises ConfigError as `plan_ladder` does."""
+    """Plan the ladders of arms. Arms without a batch size of their own share the smallest, because the rule gives
+    slightly different sizes different batches. Raises ConfigError as `plan_ladder` does."""
     made = {name: plan_ladder(each) for name, each in asked.items()}
     ruled = [name for name, each in asked.items() if "batch_size" not in map(_read_key, each.overrides)]
     rows = {name: int(made[name].rungs[0].find("batch_size")) for name in ruled}
@@ -161,7 +161,7 @@ def plan_together(asked: Mapping[str, LadderRequest]) -> dict[str, Ladder]:
 
 
 def _plan_rung(asked: LadderRequest, base: TrainingPlan, name: str, size: LadderSize, rows: int, rate: float) -> Rung:
-    """Plan the run of a size with `rows` rows an update. Raises ConfigError if it is too short."""
+    """Plan the run of a size with `rows` sequences per update. Raises ConfigError if it is too short."""
     seq_len, schedule = base.settings.seq_len, base.settings.schedule
     assert isinstance(schedule, WSDS)
     goes_back = schedule.continue_from == "before"
@@ -186,7 +186,7 @@ def _seed_rung(rung: Rung, seed: int) -> Rung:
 
 
 def set_keys(rung: Rung, values: Mapping[str, object]) -> Rung:
-    """Set settings of a run, in place of those in its overrides."""
+    """Return a copy of a rung with other settings, replacing those in its overrides."""
     kept = [each for each in rung.overrides if _read_key(each) not in values]
     return replace(rung, overrides=(*kept, *(f"{key}={value}" for key, value in values.items())))
 
@@ -206,7 +206,7 @@ def _read_key(override: str) -> str:
 
 
 def _choose_model_overrides(overrides: Sequence[str]) -> list[str]:
-    """Select the overrides of the model, without the prefix `model.`, as `zoo stats` takes them."""
+    """List the overrides of the model, without the prefix `model.`, as `zoo stats` accepts them."""
     found = [re.sub(r"^([+~]*)model\.", r"\1", each) for each in overrides]
     return [
         each
@@ -232,9 +232,9 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:
-    """Predict the seconds of each run. STEPS updates and an evaluation of a run are timed, if timing is expected to
-    take at most PATIENCE. The seconds of other runs follow from the FLOP/s of the last timed size or, if none was
-    timed, of matrix products alone. Raises ZooError if a run could not begin."""
+    """Predict the seconds of each run. Up to an expected PATIENCE, some updates (STEPS) and an evaluation are timed.
+    The seconds of other runs follow from the FLOP/s of the last timed size, or else of matrix products alone. Raises
+    ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.device_defaults import settle_defaults
     from zoo.training.speed import find_peak

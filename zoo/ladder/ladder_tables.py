@@ -27,14 +27,14 @@ have one batch: that of the smallest by OLMo-core's rule, 2048 · 160 ·
 
 
 def make_plan_table(ladder: Mapping[str, Any]) -> TextTable:
-    """Make the table of a ladder's plan, a row for each size."""
+    """Make the table of a ladder's plan, with a row for each size."""
     rungs = {each["params"]: each for each in ladder["rungs"]}.values()
     header = ("N", "width × layers", "heads", "d_ff", "batch", "lr", "updates", "decays end at", "FLOPs", "time")
     return TextTable("", header, [_list_cells(each) for each in rungs], (0, 3, 4, 5, 6, 8, 9))
 
 
 def format_plan(ladder: Ladder) -> str:
-    """Write the lines below the table: the total cost, and the scaling rule."""
+    """Format the plan's notes: the total cost, and the scaling rule."""
     rungs = ladder.rungs
     multiples = ", ".join(f"{tokens / ladder.largest:.3g}" for tokens in rungs[-1].tokens)
     seeds = sum(each.params == ladder.largest for each in rungs)
@@ -81,7 +81,7 @@ def _shorten(count: float) -> str:
 
 def describe_climb(outcome: Mapping[str, Any]) -> list[str | TextTable]:
     """Make the tables of a ladder's results: predicted and measured losses of the held-out size, run times, and the law
-    of all points."""
+    fitted to all points."""
     rows = [
         [
             *(format_count(each[name]) for name in ("params", "tokens")),
@@ -104,7 +104,7 @@ def describe_climb(outcome: Mapping[str, Any]) -> list[str | TextTable]:
 
 
 def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> TextTable:
-    """Make the table of each arm's compute-optimal speedups over the first, and of their slopes."""
+    """Make the table of each arm's compute-optimal speedups over the first arm, and of their slopes."""
     rows = []
     for name, trend in trends.items():
         for flops, each in zip(trend.flops, trend.speedups, strict=True):
@@ -125,8 +125,8 @@ def _format_ends(ends: tuple[float, float] | None, sign: str = "") -> str:
 def draw_ladder(
     rows: Sequence[tuple[float, float, float]], held_out: Sequence[Mapping[str, Any]], name: str = ""
 ) -> str:
-    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve per size, the mean of its runs, and the
-    predicted one of the largest with its prediction intervals. `name` is the arm's, if there are several."""
+    """Draw points of (parameters, tokens, loss) as an SVG panel: a curve for each size, averaged over its runs, and the
+    largest size's predicted curve with prediction intervals. `name` is the arm's, if there are several."""
     losses: dict[float, dict[float, list[float]]] = {}
     for params, tokens, loss in rows:
         losses.setdefault(params, {}).setdefault(math.log10(tokens), []).append(loss)
@@ -142,7 +142,7 @@ def draw_ladder(
 
 
 def draw_speedups(first: str, trends: Mapping[str, SpeedupTrend]) -> str:
-    """Draw each arm's compute-optimal speedup over the first, with its intervals, as an SVG panel."""
+    """Draw each arm's compute-optimal speedup over the first arm, with intervals, as an SVG panel."""
     curves = []
     for color, (name, trend) in enumerate(trends.items()):
         at = list(map(math.log10, trend.flops))
@@ -153,7 +153,7 @@ def draw_speedups(first: str, trends: Mapping[str, SpeedupTrend]) -> str:
 
 
 def _make_bars(at: Sequence[float], intervals: Sequence[Sequence[float] | None], color: int) -> list[Curve]:
-    """Make a vertical line for each interval that is known."""
+    """Make a vertical line at each position whose interval is known."""
     return [Curve([x] * 2, ends, color=color) for x, ends in zip(at, intervals, strict=True) if ends is not None]
 
 

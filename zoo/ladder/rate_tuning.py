@@ -1,8 +1,8 @@
 """Search the learning rate of a ladder at two sizes, and interpolate it for the others.
 
-As for an experiment's arms, the searches have a separate seed and the half of the validation rows that the ladder does
-not report. Their runs end at the first point of the size, so the rate is the best for the shortest run. Between and
-beyond the two sizes log lr is linear in log N: the optimum follows a power law (DeepSeek LLM, 2024, for compute).
+As for an experiment's arms, the searches have a separate seed and the half of the validation set that the ladder does
+not report. Their runs end at the first point of the size, so the rate is the best for the shortest run. At other sizes
+log lr is linear in log N, also beyond the two: the optimum follows a power law (DeepSeek LLM, 2024, for compute).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from zoo.report.history import RunRecord
 RATES = "rates.json"
 
 Train = Callable[[Rung], RunRecord]
-"""Trains a run, unless it is done."""
+"""Function that trains a run, unless it is done, and returns its record."""
 
 
 def tune_rates(ladder: Ladder, folder: Path, train: Train) -> Ladder:
-    """Search the rate at two sizes of a ladder, write `rates.json`, and return the ladder with the rate of each size.
+    """Search the learning rate at two sizes of a ladder and write `rates.json`. Return the ladder with a rate for each
+    size.
 
     Raises ZooError if every rate of a size diverged.
     """
@@ -40,7 +41,7 @@ def tune_rates(ladder: Ladder, folder: Path, train: Train) -> Ladder:
 
 
 def interpolate_rate(rates: dict[int, float], params: int) -> float:
-    """Interpolate a size's learning rate from the rates of two sizes: log lr is linear in log N."""
+    """Interpolate a size's learning rate from the rates of two sizes. log lr is linear in log N."""
     (low, first), (high, second) = rates.items()
     exponent = math.log(second / first) / math.log(high / low)
     return float(f"{first * (params / low) ** exponent:.3g}")
@@ -65,7 +66,7 @@ def _search_rate(rung: Rung, train: Train) -> RateSearch:
 
 
 def _end_at_first_point(rung: Rung) -> Rung:
-    """Shorten a run to its first point, on the seed and the rows of a search."""
+    """Shorten a run to its first point, with the seed and the validation data of a search."""
     steps = rung.lengths.ends[0]
     lengths = replace(rung.lengths, ends=(steps,), trained=rung.lengths.trained[:1])
     short = set_keys(rung, {"steps": steps, "schedule.points": "[]", "seed": SEED, "eval_part": "tuning"})

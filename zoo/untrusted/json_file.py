@@ -16,32 +16,33 @@ from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.printable import quote, shorten
 
 FILE = 128 << 20
-"""Maximum bytes of a file: published ones include a tokenizer of 34 MB and an index of 140,000 tensors (14 MB)."""
+"""Maximum bytes of a file. The largest published ones are a tokenizer (34 MB) and an index of 140,000 tensors (14
+MB)."""
 SETTINGS = 16 << 20
-"""Maximum bytes of a file of settings, such as a config.json."""
+"""Maximum bytes of a settings file, such as a config.json."""
 NESTED = 64
-"""Maximum depth of lists and mappings. Recursive functions over deeper data would raise RecursionError."""
+"""Maximum depth of lists and mappings. In deeper data recursive functions would raise RecursionError."""
 LARGEST = 2**63
-"""Whole numbers must be below this limit of torch and safetensors."""
+"""Upper limit (exclusive) of whole numbers, as in torch and safetensors."""
 COUNTED = 2**100
-"""The limit for the counters of runs: the FLOPs of a training can exceed 2⁶³."""
+"""Upper limit (exclusive) of the counters of runs: the FLOPs of a training can exceed 2⁶³."""
 UNLIMITED = "model_max_length"
 """The tokenizer key whose number may exceed LARGEST: transformers writes 10^30 for no limit."""
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
-"""Matches a possible half of a surrogate pair, which can be neither written as UTF-8 nor tokenized."""
+"""Matches a possible half of a surrogate pair, which can neither be written as UTF-8 nor tokenized."""
 
 
 class JsonShape(BaseModel):
-    """Base of the expected types of a file's keys. Unknown keys are allowed."""
+    """Base of the classes that declare the types of a file's keys. Unknown keys are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
 
 
 READ = 40
-"""Maximum faults of a file of which messages are made, in five lines at most: a list of a million wrong entries has a
-million faults."""
+"""Maximum number of a file's faults that are read for messages (of five lines at most): a list may have a million
+faults."""
 
 WORDS = {
     "string_type": "a text",
@@ -54,11 +55,11 @@ WORDS = {
     "model_type": "a mapping",
     "missing": "to be there",
 }
-"""The expected value, for messages, by pydantic's name of the fault."""
+"""Words for the expected value in messages, by pydantic's name of the fault."""
 
 
 def read_bytes(file: Path, most: int = FILE) -> bytes:
-    """Read a file of at most `most` bytes. Raises FileNotFoundError for a missing file, and CheckpointError for one
+    """Read a file of at most `most` bytes. Raises FileNotFoundError for a missing file, and CheckpointError for a file
     that is larger, unreadable, a pipe, a device or a Git LFS pointer."""
     try:
         if file.exists() and not (file.is_file() or file.is_dir() or str(file).startswith("/dev/")):
@@ -84,10 +85,10 @@ def read_json(
     hook: Callable[[dict], Any] | None = None,
     largest: int = LARGEST,
 ) -> Any:
-    """Read a JSON file as plain data, after checking it against `shape` (a JsonShape, or any type that pydantic knows).
+    """Read a JSON file as plain data, and check it against `shape` (a JsonShape, or any type that pydantic knows).
 
-    `hook` replaces mappings as they are read. Whole numbers must be below `largest`. Raises CheckpointError, one line
-    for each key at fault, and FileNotFoundError for a missing file.
+    `hook` replaces mappings as they are read. Whole numbers must be below `largest`. Raises CheckpointError with one
+    line for each faulty key, and FileNotFoundError for a missing file.
     """
     return parse_json(read_bytes(file, most), str(file), shape, hook=hook, largest=largest)
 
@@ -100,8 +101,8 @@ def parse_json(
     hook: Callable[[dict], Any] | None = None,
     largest: int = LARGEST,
 ) -> Any:
-    """Parse JSON as plain data and check the data against `shape`. `place` names the text in messages. Raises
-    CheckpointError for invalid JSON, and for data over the budgets or of another shape."""
+    """Parse JSON as plain data and check it against `shape`. `place` names the text in messages. Raises CheckpointError
+    for invalid JSON, and for data that exceeds the budgets or does not match `shape`."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
         node = json.loads(text, object_hook=hook)
@@ -161,8 +162,8 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 
 def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Describe pydantic's first faults: file, key, value found, value expected. The faults of a union's members are
-    joined to one line; a container's own fault is left out if an entry of it has one."""
+    """Describe pydantic's first faults: file, key, value found, value expected. Faults of a union's members share a
+    line. A container's fault is left out if an entry of it has a fault."""
     lines: dict[str, tuple[str, list[str]]] = {}
     for fault in faults[:READ]:
         names = [str(each) for each in fault["loc"] if not (isinstance(each, str) and _is_type(each))]
@@ -180,7 +181,7 @@ def _describe_faults(place: str, faults: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _is_type(name: str) -> bool:
-    """Tell whether a step of pydantic's `loc` names a member of a union rather than a key of the file."""
+    """Whether a step of pydantic's `loc` names a member of a union rather than a key of the file."""
     return name in ("str", "int", "float", "bool", "none", "nullable", "[key]") or name.startswith(
         ("list[", "dict[", "function-", "literal[", "constrained-")
     )

@@ -16,7 +16,8 @@ def list_lines(text: str) -> dict[str, int]:
 
 
 def find_key(text: str, index: int) -> str:
-    """Find the dotted key that starts, or whose value starts, at character `index` of the text."""
+    """Return the dotted key of which the key or the value starts at character `index` of the text; "" if there is
+    none."""
     found = (path for path, *nodes in _walk(yaml.compose(text, LOADER), ()) if index in _begin(nodes))
     return ".".join(next(found, ()))
 
@@ -26,16 +27,15 @@ def _begin(nodes: list[yaml.Node]) -> list[int]:
 
 
 def _walk(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Yield each item below a node, at any depth: its path, the node that states it, and its value."""
+    """Yield each item below a node, at any depth: path, node of the key, node of the value."""
     for name, stated, value in _list_items(node):
         yield (*path, name), stated, value
         yield from _walk(value, (*path, name))
 
 
 def _list_items(node: yaml.Node | None) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each item of a mapping or a list: its name (a key or an index), the node that states it (the key's, or the
-    entry itself), and its value. Items merged by `<<` are included.
-    """
+    """Yield each item of a mapping or list: its name (a key or an index), the node of the key (for a list, the entry),
+    and the node of the value. Items merged by `<<` are included."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.value == "<<":

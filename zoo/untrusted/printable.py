@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from zoo.errors import ConfigError
 
 FIRST = 10
-"""Maximum faults of one kind that are listed; the rest are counted."""
+"""Maximum number of listed faults of one kind. The rest are counted."""
 LONGEST = 120
-"""Maximum characters of an untrusted text that a message quotes."""
+"""Maximum number of quoted characters of an untrusted text in a message."""
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
 """Matches C0 without tab and newline, DEL, C1, line and paragraph separators, characters that reorder text (Boucher and
@@ -19,8 +19,8 @@ Anderson, 2021), and lone surrogates."""
 
 
 def check_text(text: str, place: str) -> str:
-    r"""Return a text after checking that UTF-8 can encode it. Raises ConfigError for half of a surrogate pair, which
-    JSON (`"\ud83d"`) or a command line with invalid UTF-8 may contain; tokenizers refuse it."""
+    r"""Check that UTF-8 can encode a text, and return it. Raises ConfigError for half of a surrogate pair, which
+    tokenizers refuse. JSON (`"\ud83d"`) or a command line with invalid UTF-8 may contain one."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -30,7 +30,7 @@ def check_text(text: str, place: str) -> str:
 
 
 def escape_controls(text: str) -> str:
-    r"""Write control characters as escapes, `\x1b` for ESC: a terminal would obey the raw ones."""
+    r"""Replace control characters by escapes, `\x1b` for ESC, because a terminal would obey them."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -41,8 +41,8 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 
 
 def quote(value: object, longest: int = 60) -> str:
-    """Quote an untrusted value for a message: a container by its kind and size, a text or a number shortened, and words
-    such as `null` and `true` in the spelling of YAML and JSON."""
+    """Format an untrusted value for a message: a container as its kind and size, a text or number shortened, `null` and
+    `true` as in YAML and JSON."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, dict | list | tuple | set):
@@ -54,7 +54,7 @@ def quote(value: object, longest: int = 60) -> str:
 
 
 def list_first(names: Sequence[str], describe: Callable[[str], str], place: object) -> list[str]:
-    """Describe the first faulty names, one line each, and count the rest in one more line."""
+    """Describe the first faulty names, a line each, and count the rest in one more line."""
     lines = [describe(name) for name in names[:FIRST]]
     more = len(names) - FIRST
     return [*lines, f"{place}: … and {more:,} more like {shorten(names[FIRST - 1])}"] if more > 0 else lines

@@ -1,5 +1,5 @@
-"""Declare the types of the keys in the files of runs and sweeps. Pricing reads none of these files, and so does not
-import this module."""
+"""Declare the types of keys in the files of runs and sweeps. Pricing does not import this module, because it reads none
+of these files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from zoo.untrusted.json_file import COUNTED, JsonShape
 Count = Annotated[int, Field(ge=0, lt=COUNTED)]
 Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
 Work = Annotated[int, Field(ge=0, lt=COUNTED)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A figure that reports add up, such as FLOPs. It must be finite; a loss need not be."""
+"""A figure that reports sum, such as FLOPs. It must be finite, unlike a loss."""
 Words = list[str]
 
 # ---------------------------------------------------------------- a run
 
 
 class ByClass(JsonShape):
-    """The figures of one class in the last evaluation of labelled rows."""
+    """The metrics of one class in the last evaluation of a classifier."""
 
     precision: Number
     recall: Number
@@ -59,7 +59,7 @@ class Result(JsonShape):
 
 
 class MetricsLine(JsonShape):
-    """A line of metrics.jsonl. Unknown metrics are numbers, texts or null."""
+    """A line of metrics.jsonl. Unknown metrics may be numbers, texts or null."""
 
     __pydantic_extra__: dict[str, Number | str | None]  # type: ignore[override]  # the type by which pydantic checks
 
@@ -93,8 +93,8 @@ class LoggerNote(JsonShape):
 
 
 class TrialRecord(JsonShape):
-    """A job's trial in a search by optuna: the study, the trial's number in the study, and the number of steps of a
-    whole run."""
+    """A job's trial in a search by optuna: the study, the trial's number, and the number of steps of a full-length
+    run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -129,7 +129,7 @@ class SearchRecord(JsonShape):
 
 
 class MatchRecord(JsonShape):
-    """How the arms of a sweep were matched: the budget, the dimension solved, the arms."""
+    """How the costs of a sweep's arms were made equal: the cost, the dimension that was solved for, the arms."""
 
     budget: str
     by: str
@@ -137,7 +137,7 @@ class MatchRecord(JsonShape):
 
 
 class SweepRecord(JsonShape):
-    """The keys of a sweep.json (`zoo.jobs.sweep`)."""
+    """The content of a sweep.json (`zoo.jobs.sweep`)."""
 
     launches: list[dict[str, Any]] = Field(default_factory=list)
     jobs: dict[str, SweepJob] = Field(default_factory=dict)

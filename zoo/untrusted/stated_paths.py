@@ -1,4 +1,4 @@
-"""Check the paths stated in a file: each must stay inside the folder that the file describes."""
+"""Check paths in a file's content: each must stay inside the folder that the file describes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from zoo.untrusted.printable import quote
 
 
 def find_inside(folder: Path, stated: object, place: str) -> Path:
-    """Return the path `folder` / `stated`, after checking that a file may state it: it must stay inside the folder.
-    `place` names the file and the key in messages.
+    """Return the path `folder` / `stated` if it stays inside the folder. `place` names the file and the key in
+    messages.
 
-    A symbolic link must lead into the folder, or into the blob store of a Hugging Face cache, because every file of a
-    snapshot there is a link into it. Raises CheckpointError for a value that is no path, is absolute, or leads out of
+    A symbolic link must lead into the folder, or into the blob store of a Hugging Face cache, where every file of a
+    snapshot is a link into that store. Raises CheckpointError for a value that is no path, is absolute, or leads out of
     the folder.
     """
     if not isinstance(stated, str) or not stated or "\0" in stated:
@@ -31,8 +31,8 @@ def find_inside(folder: Path, stated: object, place: str) -> Path:
 
 
 def check_settings(folder: Path) -> Path:
-    """Return a model's folder after checking that no JSON file in it is a link out of the folder: a message that quotes
-    a faulty file could otherwise show a private one. Raises CheckpointError for such a link."""
+    """Return a model's folder if no JSON file in it is a link out of the folder. Through such a link, a message that
+    quotes a faulty file could show a private file. Raises CheckpointError for such a link."""
     for file in sorted(folder.glob("*.json")):
         if file.is_symlink():
             find_inside(folder, file.name, str(folder))
@@ -40,7 +40,7 @@ def check_settings(folder: Path) -> Path:
 
 
 def _in_store(root: Path, real: Path) -> bool:
-    """Tell whether a file is in the blob store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
+    """Whether a file is in the blob store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
     if root.parent.name != "snapshots":
         return False
     return real.is_relative_to(root.parent.parent / "blobs")

@@ -1,7 +1,7 @@
 """Read untrusted YAML within budgets of bytes, depth, digits and values (counted with aliases expanded).
 
-The text is checked event by event before a loader builds a tree from it. Only PyYAML's safe loaders are used, or
-OmegaConf's, which derives from one: no tag names a Python class.
+The text is checked event by event before a loader builds a tree from it. The only loaders are PyYAML's safe ones and
+OmegaConf's, which derives from one: no tag can name a Python class.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from zoo.untrusted.printable import quote, shorten
 LARGEST = 4 << 20
 """Maximum bytes of a YAML file."""
 NODES = 20_000
-"""Maximum values of a file for OmegaConf, aliases expanded: OmegaConf takes seconds for as many. A model's YAML has
-hundreds."""
+"""Maximum number of values in a file for OmegaConf, with aliases expanded. OmegaConf takes seconds for this number; a
+model's YAML has hundreds."""
 PLAIN_NODES = 400_000
-"""Maximum values of a file that is read as plain data, such as the pattern of a model of 100,000 layers."""
+"""Maximum number of values in a file read as plain data, such as the pattern of a model with 100,000 layers."""
 DIGITS = 40
-"""Maximum characters of a number."""
+"""Maximum number of characters of a number."""
 
 _TYPED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "bool", "int", "float", "binary")}
-"""Refused tags: their constructors raise errors of many kinds for an invalid text, and plain values need no tag."""
+"""Refused tags. Their constructors raise errors of many kinds for invalid text, and plain values need no tag."""
 INDENTED = ("mapping values are not allowed here", "expected <block end>, but found '<block mapping start>'")
-"""PyYAML's messages for a key that stands in another column than its neighbours."""
+"""PyYAML's messages for a key in another column than its neighbours."""
 TWICE = "found duplicate key "
-"""The message of OmegaConf's loader for a key that its mapping has already, before the key."""
+"""Start of the message of OmegaConf's loader for a duplicate key. The key follows."""
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXoO_:.]*")
 
 
 def read_yaml_text(file: Path, most: int = NODES) -> str:
-    """Read the text of a YAML file after checking it against the budgets, `most` values among them.
+    """Read the text of a YAML file and check it against the budgets, among them `most` values.
 
-    Raises FileNotFoundError for a missing file, and CheckpointError for one that is over the budgets or no YAML.
+    Raises FileNotFoundError for a missing file, and CheckpointError for a file that exceeds the budgets or is no YAML.
     """
     data = read_bytes(file, LARGEST)
     try:
@@ -51,8 +51,8 @@ def read_yaml_text(file: Path, most: int = NODES) -> str:
 
 
 def parse_yaml(file: Path) -> Any:
-    """Read a YAML file as plain data. Raises FileNotFoundError for a missing file, and CheckpointError for one that is
-    over the budgets or no YAML."""
+    """Read a YAML file as plain data. Raises FileNotFoundError for a missing file, and CheckpointError for a file that
+    exceeds the budgets or is no YAML."""
     try:
         return yaml.load(read_yaml_text(file, PLAIN_NODES), LOADER)
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python cannot hold
@@ -99,8 +99,8 @@ def check_yaml(text: str, place: str, most: int = NODES) -> None:
 
 
 def _explain(text: str, error: yaml.YAMLError) -> yaml.YAMLError:
-    """Find the same fault with PyYAML's own parser, whose message names what was found and expected; libyaml's does
-    not. Nesting faults are left as they are: PyYAML takes time with the square of the depth."""
+    """Return the same error from PyYAML's own parser, whose message says what was found and expected; libyaml's does
+    not. Nesting errors are returned as they are: PyYAML's time grows with the square of the depth."""
     if "nesting" in str(error):
         return error
     try:
@@ -125,8 +125,8 @@ def describe_yaml_error(place: str, error: yaml.YAMLError) -> str:
 
 
 def _describe_layout(error: Any, mark: Any) -> tuple[int, str] | None:
-    """Describe a wrong indentation or a missing space after a colon, the commonest mistakes, with its line; None for
-    another error, and for one of libyaml, which keeps no text."""
+    """Describe the most common mistakes, a wrong indentation or a missing space after a colon, with the line. None for
+    other errors, and for libyaml's, which do not contain the text."""
     if mark is None or mark.buffer is None:
         return None
     lines = mark.buffer.rstrip("\0").splitlines()
