@@ -1,5 +1,5 @@
 # V vocabulary
-"""Beam search inside the batch: each beam of a request is one of the engine's sequences."""
+"""Run beam search inside the engine's batch: each beam of a request is one of the engine's sequences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Finished(NamedTuple):
-    """A finished beam. `score` is the log-probability of its new `tokens` ÷ (number of tokens)^length_penalty."""
+    """A finished beam. `score` is the log-probability of the new `tokens` ÷ (number of new tokens)^length_penalty."""
 
     score: float
     tokens: list[int]
@@ -30,10 +30,10 @@ class Finished(NamedTuple):
 class Beams:
     """The running and the finished beams of one request.
 
-    The rules are those of transformers with `early_stopping=False`. All beams' continuations are ranked together. A
-    continuation that ends, by a stop id or by its length, is kept if it ranks among the first `n_beams`; the best
-    `n_beams` that do not end go on. The search is over when there are `n_beams` finished beams and no running beam
-    scores above the worst of them.
+    The rules are those of transformers with `early_stopping=False`. The continuations of all beams are ranked together.
+    If a continuation ends, by a stop id or by its length, it is kept if it ranks among the first `n_beams`. The best
+    `n_beams` continuations that do not end are continued. The search is over when there are `n_beams` finished beams
+    and no running beam scores above the worst of them.
     """
 
     first: RunningSequence  # which the engine knows: the search starts with it, and starts over with it
@@ -47,11 +47,11 @@ class Beams:
 
     @property
     def asked(self) -> Request:
-        """The request of the search."""
+        """The request of this search."""
         return self.first.asked
 
     def advance(self, found: Mapping[RunningSequence, Tensor]) -> bool:
-        """Choose the next tokens from each beam's logits [1, V]; return False when the search is over."""
+        """Choose the next tokens from each beam's logits [1, V]. Return False when the search is over."""
         asked, width = self.asked, self.asked.n_beams
         candidates = self._rank([found[each] for each in self.running], (1 + len(asked.stop_ids)) * width)
         going: list[tuple[float, RunningSequence, int]] = []
@@ -84,8 +84,8 @@ class Beams:
         self.finished = sorted([*self.finished, beam], key=lambda each: -each.score)[: self.asked.n_beams]
 
     def _branch(self, chosen: Sequence[tuple[float, RunningSequence, int]]) -> None:
-        """Continue with the chosen (score, beam, token). A beam chosen once keeps its row. If chosen again, its row is
-        copied over the row of a beam that was not chosen, from the first token that differs."""
+        """Continue with the chosen (score, beam, token). A beam that is chosen once keeps its row. For each further
+        choice, the row is copied over that of an unused beam, from the first differing token."""
         parents = [parent for _, parent, _ in chosen]
         free = [each for each in self.running if each not in parents] + self.spare
         kept: dict[RunningSequence, list[int]] = {}
@@ -119,13 +119,13 @@ class Beams:
 
 
 def _agree(a: Sequence[int], b: Sequence[int]) -> int:
-    """Count the leading tokens that two rows have in common."""
+    """Count the leading tokens that two token lists have in common."""
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def check_beams(request: Request, vocab_size: int) -> None:
-    """Check a request's beam search. Raises ConfigError for options that beams cannot honour, such as sampling options,
-    and for a number of beams below 1, below `n`, or too large for the vocabulary."""
+    """Check a request's beam search. Raises ConfigError for options that beam search cannot honour, such as sampling
+    options, and for a number of beams that is below 1, below `n`, or too large for the vocabulary."""
     if request.n_beams == 1:
         return
     if request.n_beams < 1 or request.n > request.n_beams:

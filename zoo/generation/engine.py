@@ -36,31 +36,31 @@ if TYPE_CHECKING:
 CURE = "(sound weights, or dtype=fp32 if the model overflows)"
 
 TILE = 64
-"""Prompt tokens per pass under `deterministic`, where results must be bit-identical."""
+"""Prompt tokens per pass with `deterministic`, which requires bit-identical results."""
 
 
 class Engine:
-    """Continue many requests at once with one model.
+    """Generate for many requests at once with one model (continuous batching).
 
-    A step computes one token of every decoding sequence, and chunks of the others' prompts, at most `budget` tokens in
-    all, drafts not counted. While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens: a
-    smaller number shortens the time between tokens and lengthens the time to the first one.
+    A step computes one token of every decoding sequence, and chunks of the other sequences' prompts, at most `budget`
+    tokens in all, drafts not counted. While any sequence decodes, a step computes at most `max_prefill_tokens` prompt
+    tokens: a smaller number shortens the time between tokens and lengthens the time to the first token.
 
     The cache has room for `rows` sequences of `tokens` tokens (for an encoder-decoder also `source` tokens each), or
     for fewer if only these fit in `memory` bytes. `rows` and `budget` default to values for the device (`size_engine`).
-    By default `memory` is unlimited, but if `rows` is not given either, it is the free memory of a GPU. For
+    `memory` is unlimited by default. On a GPU it defaults to the free memory if `rows` is not given either. For
     `overcommit` see the Scheduler. Prefixes and sources of earlier requests are reused unless `reuse` is false.
 
     Speculative decoding proposes up to `speculate` tokens a step, from the model `draft`, or else from n-grams of the
     text. With `deterministic`, a request's log-probabilities are bit-identical whatever else is in the batch: prompts
-    are computed TILE tokens at a time, and rows one by one unless the model was prepared by `zoo.prepare(model,
+    are computed TILE tokens at a time, and sequences one by one unless the model was prepared by `zoo.prepare(model,
     stable=True)`. While requests are in flight the model must stay in eval mode (see `serving`), and its weights must
     not change (recorded layers are replayed).
 
-    `paged` reads decoding rows by page table (default: on every device but a CPU); `page` is the page size in tokens
-    (default: the size that the device's kernels read). On CUDA, decoding steps, verified drafts and a draft model's own
-    steps are replayed as CUDA graphs unless `graphs` is false; `note` is called with a line if recording fails. `dtype`
-    is the cache's (default: that of the weights).
+    `paged` reads decoding sequences by page table (default: on every device but a CPU); `page` is the page size in
+    tokens (default: the size that the device's kernels read). On CUDA, decoding steps, verified drafts and a draft
+    model's own steps are replayed as CUDA graphs unless `graphs` is false; `note` is called with a line if recording
+    fails. `dtype` is the cache's (default: that of the weights).
     """
 
     def __init__(
@@ -129,9 +129,8 @@ class Engine:
     # ---------------------------------------------------------------- requests
 
     def add(self, request: Request) -> int:
-        """Queue a request, and return the number that its events carry. Raises ConfigError for invalid options, and for
-        a request that can never be served: tokens outside the vocabulary, no positions for its length, or more cache
-        than there is."""
+        """Queue a request, and return its number in events. Raises ConfigError for invalid options, and for a request
+        that can never be served: tokens outside the vocabulary, too few positions, or too small a cache."""
         check_prompt(self.reader, request.ids, self.seq2seq)
         ids = [self.model.spec.start_id] if self.seq2seq else list(request.ids)  # type: ignore[attr-defined]
         check_length(self.writer, len(ids), request.max_new_tokens)
@@ -187,8 +186,8 @@ class Engine:
                 raise ConfigError(f"memory: {found} (fewer max_new_tokens, a shorter prompt, or more memory)")
 
     def abort(self, number: int, sample: int | None = None) -> list[Event]:
-        """Drop a request, or one of its samples, and return the "aborted" events; none if the request is not live. A
-        beam search is dropped as a whole, as sample 0."""
+        """Abort a request, or one of its samples, and return the "aborted" events; [] if the request has ended. A beam
+        search is aborted as a whole, as sample 0."""
         live = self.live.get(number, [])
         gone = [each for each in live if each.finished is None and sample in (None, each.sample)]
         self.scheduler.remove(gone)
@@ -222,7 +221,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Compute one step, and return its new tokens as events. A sample without a next token ends as "failed". If the
         device chooses the tokens (`OverlappedSteps`), the events are those of the previous step. Raises ZooError if all
-        requests are done and some of their pages or slots were not released."""
+        requests have ended and some of their pages or slots were not released."""
         with torch.inference_mode():
             chunks = self._propose(self.overlap.plan())
             launched = None if self.proposer else self.overlap.launch(chunks)
@@ -236,7 +235,7 @@ class Engine:
         return events
 
     def _run(self, chunks: list[Chunk]) -> list[Event]:
-        """Compute the chunks of a step, wait for their tokens, and return the events."""
+        """Compute the chunks of a step, wait for the new tokens, and return the events."""
         before = [chunk.sequence.row.length for chunk in chunks]  # type: ignore[union-attr]
         ending = [chunk for chunk in chunks if chunk.ends]
         ready = [chunk for chunk in ending if chunk.sequence.beams is None]
@@ -250,7 +249,7 @@ class Engine:
         return events + [event for beams in searches.values() for event in self._search(beams, found)]
 
     def _search(self, beams: Beams, found: Mapping[RunningSequence, Tensor]) -> list[Event]:
-        """Advance a beam search by one token, and return the events of its best beams if it is over."""
+        """Advance a beam search by one token. Return the events of its best beams if it is over, otherwise []."""
         first = beams.running[0]
         if beams.broken(found):
             fault = name_fault(found[first])
@@ -268,7 +267,7 @@ class Engine:
         return events
 
     def _propose(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Add drafts to the chunks of decoding sequences, except those of beam searches."""
+        """Add draft tokens to the chunks of decoding sequences, except in beam searches."""
         if self.proposer is None:
             return chunks
         going = [
@@ -288,8 +287,8 @@ class Engine:
         return [added.get(id(chunk), chunk) for chunk in chunks]
 
     def _compute(self, chunks: list[Chunk], ready: Collection[RunningSequence]) -> dict[RunningSequence, Tensor]:
-        """Run the passes of a step. Return for each ready sequence the logits [K + 1, V] after its last known token and
-        after each of its K draft tokens."""
+        """Run the forward passes of a step. Return for each ready sequence the logits [K + 1, V] after its last known
+        token and after each of its K draft tokens."""
         found = {}
         for batch in self.passes.batches(chunks):
             for chunk, logits in zip(batch, self.passes.run(batch), strict=True):
@@ -299,7 +298,7 @@ class Engine:
         return found
 
     def _choose(self, ready: list[Chunk], found: Mapping[RunningSequence, Tensor]) -> list[list[int]]:
-        """Return the next tokens of each sequence: one, or the accepted tokens of its draft and one more."""
+        """Return the next tokens of each sequence: one, or the accepted draft tokens and one more."""
         if not ready:
             return []
         logits = join_rows([found[chunk.sequence] for chunk in ready])
@@ -311,7 +310,7 @@ class Engine:
 
     def _save_states(self, chunks: list[Chunk]) -> dict[RunningSequence, int]:
         """Copy the recurrent states of sequences with a draft, because the draft may be rejected. Return the slot of
-        each copy."""
+        each sequence's copy."""
         drafted = [chunk.sequence for chunk in chunks if chunk.draft and self.passes.recurrent]
         saved = {}
         for each in drafted:
@@ -322,8 +321,8 @@ class Engine:
         return saved
 
     def _take_back(self, ready: list[Chunk], tokens: list[list[int]], saved: Mapping[RunningSequence, int]) -> None:
-        """Take rejected draft tokens back out of the cache. A model with recurrent layers starts again from the states
-        before the draft, and reads the accepted tokens once more."""
+        """Remove rejected draft tokens from the cache. A model with recurrent layers restarts from the states before
+        the draft and reads the accepted tokens again."""
         again = []
         for chunk, new in zip(ready, tokens, strict=True):
             each, row = chunk.sequence, chunk.sequence.row
@@ -367,7 +366,7 @@ class Engine:
         return events
 
     def _score_prompt(self, chunk: Chunk, logits: Tensor) -> None:
-        """Append the log-probabilities of the prompt tokens that a pass predicts, if the request wants them."""
+        """Append the log-probabilities of the prompt tokens that this pass predicts, if the request wants them."""
         each, top = chunk.sequence, chunk.sequence.asked.prompt_logprobs
         if top is None or len(each.ids) > each.prompt or len(each.scores) >= each.prompt:
             return
@@ -388,8 +387,8 @@ class Engine:
 
 
 def name_fault(logits: Tensor, draws: DrawState | None = None) -> str:
-    """Say why a row with these logits [V] has no next token, in words that follow the row's name ("has logits that are
-    NaN …")."""
+    """Return the reason why a row with logits [V] has no next token, worded to follow the row's name ("has logits that
+    are NaN …")."""
     if draws is not None and draws.fault:
         return f"cannot follow its grammar, found {draws.fault}"
     if draws is not None and float(logits.amax()) > -math.inf:  # NaN is above nothing

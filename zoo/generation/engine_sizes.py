@@ -1,5 +1,5 @@
 # V vocabulary
-"""Choose an engine's sizes for the device that it runs on."""
+"""Choose an engine's sizes for its device."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from zoo.lazy import torch
 from zoo.run.machine_memory import read_free_memory
 
 RESERVE = 0.1
-"""The share of a GPU's free memory that the cache leaves to activations, which all CUDA graphs share, and to the
-workspaces of kernels."""
+"""Fraction of a GPU's free memory that the cache leaves to activations (shared by all CUDA graphs) and to kernels'
+workspaces."""
 
 LOGITS = 4
-"""Number of float32 copies of the logits [rows, T, V] that are in memory while tokens are sampled: in the memory that
-CUDA graphs write to, as taken from there, as probabilities, and sorted."""
+"""Number of float32 copies of the logits [rows, T, V] in memory during sampling: in the CUDA graphs' output memory, as
+a copy of that, as probabilities, and sorted."""
 
 
 class EngineSizes(NamedTuple):
-    """The most sequences that run at once (`rows`), the most tokens that a step computes (`budget`), and the bytes that
-    the cache may take (`memory`; None: as many as the rows need)."""
+    """Maximum number of sequences that run at once (`rows`), maximum tokens per step (`budget`), and maximum bytes of
+    the cache (`memory`; None: as many as `rows` sequences need)."""
 
     rows: int
     budget: int
@@ -27,9 +27,9 @@ class EngineSizes(NamedTuple):
 
 
 def size_engine(device: torch.device, vocabulary: int = 0, new: int = 1) -> EngineSizes:
-    """Choose an engine's sizes for a device, a vocabulary size and `new` tokens of a row in a decoding step (more than
-    one with drafts). On a GPU `budget` can be large: a step of up to some thousand tokens takes about as long as
-    reading the weights. A GPU's cache takes the free memory, less RESERVE and the logits of sampling."""
+    """Choose an engine's sizes for a device, a vocabulary size and `new` tokens per sequence and decoding step (above 1
+    with drafts). A GPU's `budget` can be large: a step of up to some thousand tokens takes about as long as reading the
+    weights. A GPU's cache takes the free memory, except RESERVE and the logits of sampling."""
     if device.type != "cuda":
         return EngineSizes(rows=32, budget=512, memory=None)
     rows, free = 256, read_free_memory(device) or 0

@@ -1,5 +1,5 @@
 # B batch, P prompt
-"""Continue a batch of prompts: `generate`, and `stream`, which gives each step's tokens as they come."""
+"""Generate for a batch of prompts: `generate` returns all tokens at the end, `stream` yields them step by step."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ def generate(
     adapter: str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Continue prompts [B, P]. Returns prompts and new tokens [B, length] on the model's device; for an encoder-decoder
-    the decoder's tokens, its start token first.
+    """Generate up to `max_new_tokens` for each prompt in ids [B, P]. Returns prompts and new tokens [B, length] on the
+    model's device; for an encoder-decoder the decoder's tokens, its start token first.
 
     Generation ends after `max_new_tokens`, or when every row has met one of `stop_ids`; a row that stops earlier
-    repeats its stop id to the end. Prompts of unequal length are padded on the left, or anywhere for an
-    encoder-decoder, with zeros in `attention_mask` [B, P] at the padding. Each row gets the tokens that it would get
-    alone, also when sampled; but rows with equal prompts draw different tokens. `kernel` names the attention kernel
-    (default: the model's), `adapter` one of the adapters that the model was loaded with. The remaining `options` are
-    fields of `Sampling`.
+    repeats its stop id to the end. Prompts of unequal length are padded on the left (for an encoder-decoder anywhere),
+    with zeros in `attention_mask` [B, P] at the padding. Each row gets the same tokens as alone, also when sampled; but
+    equal prompts in a batch draw different tokens. `kernel` names the attention kernel (default: the model's),
+    `adapter` one of the adapters that the model was loaded with. The remaining `options` are fields of `Sampling`.
 
     Raises ConfigError for invalid options and for a length beyond the model's positions, ZooError if a row has no next
     token, for example because its logits are NaN.
@@ -53,7 +52,8 @@ def generate(
 
 
 def begin(spec: Topology, ids: Tensor) -> Tensor:
-    """Return the tokens that generation continues: the prompts [B, P], or an encoder-decoder's start tokens [B, 1]."""
+    """Return the tokens before the first generated one: the prompts [B, P], or an encoder-decoder's start tokens [B,
+    1]."""
     return ids if find_writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)  # type: ignore[attr-defined]
 
 
@@ -68,10 +68,10 @@ def stream(
     kernel: str | None = None,
     adapter: str | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the tokens that `generate` adds, one step [B] at a time. `sampling` has the options that `generate` takes
-    one by one; the other arguments are those of `generate`.
+    """Yield the new tokens of `generate`, one step [B] at a time. `sampling` replaces its sampling options; the other
+    arguments are those of `generate`.
 
-    While the iterator runs the model is in eval mode and uses `kernel`; when it ends or is closed both are restored.
+    While the iterator runs, the model is in eval mode and uses `kernel`; both are restored when it ends or is closed.
     Raises ConfigError as `generate` does, before the first step, and ZooError at a step in which a row has no next
     token, for example because its logits are NaN.
     """
@@ -104,8 +104,7 @@ def stream(
 
 
 def _check(spec: Topology, prompts: Sequence[Sequence[int]]) -> None:
-    """Check prompts as `Engine.add` would, for a call that generates no tokens. Raises ConfigError for a prompt that
-    `Engine.add` would refuse."""
+    """Check prompts when no tokens are generated. Raises ConfigError for a prompt that `Engine.add` would refuse."""
     reader, writer = find_reader(spec), find_writer(spec)
     for prompt in prompts:
         check_prompt(reader, prompt, reader is not writer)
@@ -113,7 +112,7 @@ def _check(spec: Topology, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
-    """Yield the tokens of each step [B]; a row that has ended repeats its last token."""
+    """Yield the tokens of each step [B]. A row that has ended repeats its last token."""
     tokens, step = [0] * rows, 0
     with serving(engine.model, engine.kernel):
         while engine.busy:
@@ -130,7 +129,7 @@ def _steps(engine: Engine, rows: int) -> Iterator[Tensor]:
 
 def _read_prompts(apart: bool, ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     """Return the tokens of each prompt without padding. `apart` says that an encoder reads the prompts. Raises
-    ConfigError for ids or a mask of the wrong shape, and for padding that is not allowed."""
+    ConfigError for ids or a mask of the wrong shape, and for padding in a place that is not allowed."""
     if ids.ndim != 2 or not ids.numel():
         raise ConfigError(f"ids: shape {list(ids.shape)}, not [batch, length] with a token at least (start from BOS)")
     rows = ids.tolist()

@@ -1,10 +1,10 @@
 # B rows, V vocabulary
-"""Record decoding steps as CUDA graphs: one launch in place of hundreds, and no host code between kernels.
+"""Record decoding steps as CUDA graphs: one launch replaces hundreds, and no host code runs between kernels.
 
-A graph runs the same kernels on the same memory. So a step is recorded once for each number of rows, of new tokens (a
-draft and the token before it) and width of page tables, all rounded up to powers of two. Ids, counts, slots, lengths
-and page tables come from one tensor, which is filled before each replay. All recordings write their logits to the same
-memory. A negative id stands for a token that only the device knows (see `Graphs.tokens`).
+A graph runs the same kernels on the same memory. Therefore a step is recorded once for each number of rows, number of
+new tokens (a draft and the token before it) and width of page tables, all rounded up to powers of two. Ids, counts,
+slots, lengths and page tables come from one tensor, which is filled before each replay. All recordings write their
+logits to the same memory. A negative id stands for a token that only the device knows (see `Graphs.tokens`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LEAST = 256
-"""Capacity, in tokens, of the narrowest page table that is recorded. Each wider one has twice the capacity of the one
-before. So growing rows need a new recording only when their length has doubled."""
+"""Capacity, in tokens, of the narrowest recorded page table. Each wider table has twice the capacity, so that a growing
+sequence needs a new recording only when its length has doubled."""
 
 
 class RecordedStep(NamedTuple):
@@ -41,8 +41,8 @@ class RecordedStep(NamedTuple):
 
 
 class Graphs:
-    """The recorded decoding steps of a decoder over a store, of up to `rows` rows. `record` makes a recording; `note`
-    is called with a line once no step can be recorded any more."""
+    """The recorded decoding steps of a decoder over a store, of up to `rows` rows. `record` makes a recording. `note`
+    is called with a line when recording stops for good."""
 
     def __init__(self, model: Model, store: Store, rows: int, record: Record, note: Callable[[str], object]) -> None:
         self.model, self.store, self.record, self.note = model, store, record, note
@@ -55,12 +55,13 @@ class Graphs:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The tokens that the device chose for the rows of its last step (−1 for none); the id −1 − n stands for token
-        n of these. Allocated in the first warm-up, outside every recording."""
+        """The tokens that the device chose for the rows of its last step (−1 for none). The id −1 − n refers to token n
+        in this tensor. Allocated in the first warm-up, outside every recording."""
         return torch.zeros(self.most, dtype=torch.int64, device=self.store.device)
 
     def run(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> Sequence[Tensor] | None:
-        """Compute the logits of each row's next tokens [count, V]. None if the step was not run (see `launch`)."""
+        """Compute the logits [count, V] of each row's `count` next tokens. None if the step was not run (see
+        `launch`)."""
         step = self.launch(rows, tokens)
         if step is None:
             return None
@@ -69,8 +70,8 @@ class Graphs:
         return found if max(counts) == 1 else [each[:count] for each, count in zip(found, counts, strict=True)]  # type: ignore[return-value]
 
     def launch(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> RecordedStep | None:
-        """Replay the step of each row's next tokens without waiting for the device. None, without running it, if the
-        step cannot be recorded: it has more tokens than a draft, or the first tokens of a row."""
+        """Replay the step of each row's next tokens without waiting for the device. Return None, without running the
+        step, if it cannot be recorded: it has more tokens than a draft, or the first tokens of a row."""
         counts = [len(each) for each in tokens]
         new = max(counts)
         if self.refusal is not None or new > self.store.new or (new > 1 and not all(row.length for row in rows)):
@@ -88,7 +89,7 @@ class Graphs:
         return step
 
     def _round(self, shape: PagedShape) -> PagedShape:
-        """Return the shape of the recorded step that serves a pass: rows and pages rounded up to powers of two."""
+        """Return the shape of the recorded step for a pass: rows and pages rounded up to powers of two."""
         least = max(1, LEAST // self.store.page)
         widths = (min(most, max(least, double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
         return PagedShape(double(shape.rows), shape.new, tuple(widths))
@@ -108,22 +109,22 @@ class Graphs:
         return True
 
     def refuse(self, reason: str) -> None:
-        """Stop recording for good, and note the reason."""
+        """Stop recording for good, and report the reason."""
         self.refusal = reason
         self.note(f"graphs: decoding runs without CUDA graphs: {reason}")
 
     def decode(self, numbers: Tensor, shape: PagedShape) -> Tensor:
-        """Compute one decoding step: logits [B, T, V] of the rows that `numbers` describe. Besides weights, the store's
-        tensors and `tokens` it reads only `numbers`, so a recording can be replayed with other numbers of the same
-        shape."""
+        """Compute one decoding step: logits [B, T, V] of the rows described by `numbers`. The step reads only
+        `numbers`, `tokens`, the weights and the store's tensors, so a recording can be replayed with other numbers of
+        the same shape."""
         cache = TensorCache(self.store, PassTensors(numbers[shape.tokens :], shape))
         ids = numbers[: shape.tokens]
         ids = torch.where(ids < 0, self.tokens[(-1 - ids).clamp(min=0)].clamp(min=0), ids).view(shape.rows, shape.new)
         return self.model(ids, cache=cache, logits_to_keep=shape.new).logits
 
     def _keep(self, logits: Tensor) -> Tensor:
-        """Copy a step's logits [B, T, V] to the memory that all recordings write to. It is allocated in the first
-        warm-up, outside of every recording."""
+        """Copy a step's logits [B, T, V] to the memory that all recordings share. It is allocated in the first warm-up,
+        outside every recording."""
         if self.logits is None:
             self.logits = logits.new_empty(self.most, logits.shape[-1])
         kept = self.logits[: logits.shape[0] * logits.shape[1]].view(logits.shape)
@@ -131,7 +132,7 @@ class Graphs:
 
 
 def _pack(placed: RowsOfPass, tokens: Sequence[Sequence[int]], shape: PagedShape) -> Tensor:
-    """Pack a step's input on the host: each row's token ids, padded with 0, then what `RowsOfPass.pack` gives."""
+    """Pack a step's input on the host: each row's token ids, padded with 0, then the numbers of `RowsOfPass.pack`."""
     numbers = array("q")
     for each in tokens:
         numbers.extend([*each, *[0] * (shape.new - len(each))])
@@ -140,8 +141,8 @@ def _pack(placed: RowsOfPass, tokens: Sequence[Sequence[int]], shape: PagedShape
 
 
 def send(values: Tensor, target: Tensor) -> None:
-    """Copy values from the host to a tensor on the device without waiting. They go through pinned memory, which torch
-    reuses only after the copy is done."""
+    """Copy values from the host to a tensor on the device without waiting, through pinned memory. torch reuses that
+    memory only after the copy is done."""
     target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
 
 
@@ -154,8 +155,8 @@ def make_graphs(
     model: Model, writer: Tower, store: Store, rows: int, *, asked: bool | None, note: Callable[[str], object]
 ) -> Graphs | None:
     """Make the Graphs of an engine or of its draft model, for up to `rows` rows. Returns None if `asked` is false, or
-    if it is None and the store is not on CUDA or not paged. Raises ConfigError if `asked` is true and the store is not
-    on CUDA or not paged."""
+    if `asked` is None and the store is not on CUDA or not paged. Raises ConfigError if `asked` is true and the store is
+    not on CUDA or not paged."""
     able = store.device.type == "cuda" and store.paged
     if asked is False or (asked is None and not able):
         return None

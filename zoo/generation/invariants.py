@@ -1,4 +1,4 @@
-"""Check the invariants of an engine between two steps, and list those that its pools, rows or queues break."""
+"""Check the invariants of an engine's pools, rows and queues between two steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def list_held(engine: Engine) -> list[Any]:
-    """List the sequences that have a row: running ones, and spare ones of beam searches (`Beams.spare`)."""
+    """List the sequences with a row: running ones, and spare ones of beam searches (`Beams.spare`)."""
     running = engine.scheduler.running
     searches = {id(each.beams): each.beams for each in running if each.beams is not None}
     spare = [each for beams in searches.values() for each in beams.spare]
@@ -32,14 +32,14 @@ def list_live(engine: Engine) -> list[Any]:
 
 
 def check(engine: Engine) -> list[str]:
-    """List the invariants that an engine breaks between two steps, one line each; empty for a sound engine."""
+    """List the violated invariants of an engine between two steps, one line each. Empty for a sound engine."""
     return [*_check_pools(engine), *_check_slots(engine), *_check_rows(engine), *_check_queues(engine)]
 
 
 def _check_pools(engine: Engine) -> Iterator[str]:
-    """Check that every page is in exactly one state: free, cached or owned. An owned page has as many owners as there
-    are rows and checkpoints that list it. A cached page has a key, a free page has none, and no two pages have the same
-    key."""
+    """Check that every page is in exactly one state: free, cached or owned. The number of owners of an owned page is
+    the number of rows and checkpoints that list it. A cached page has a key, a free page has none, and keys are
+    unique."""
     for number, pool in enumerate(engine.store.pools):
         named = Counter(page for each in list_held(engine) for page in each.row.pages[number])
         named.update(page for kept in list_checkpoints(engine) for page in kept.pages.get(number, ()))
@@ -60,7 +60,7 @@ def _check_pools(engine: Engine) -> Iterator[str]:
 
 
 def _check_slots(engine: Engine) -> Iterator[str]:
-    """Check that every slot of recurrent states is exactly once in the free list, in a row or in a checkpoint."""
+    """Check that every slot of recurrent states occurs exactly once in the free list, in a row or in a checkpoint."""
     free, slots = engine.store.free_slots, engine.store.slots
     rows = [each.row.slot for each in list_held(engine)]
     kept = [each.slot for each in list_checkpoints(engine) if each.slot is not None]
@@ -84,8 +84,8 @@ def _check_rows(engine: Engine) -> Iterator[str]:
 
 
 def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) -> Iterator[str]:
-    """Check that a row's pages cover what its next token sees and are no more than the row can need; that the row alone
-    owns the pages it may write; and that the keys of its whole pages are those of its tokens."""
+    """Check a row's pages: they cover what its next token sees and are no more than the row can need; no other row owns
+    the pages that it may write; the keys of its full pages are those of its tokens."""
     row, page, pool = sequence.row, engine.store.page, engine.store.pools[number]
     pages, dropped, names = row.pages[number], row.dropped[number], pool._keys
     if group.cross:
@@ -114,8 +114,8 @@ def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) ->
 
 
 def _check_source(engine: Engine, sequence: Any, number: int) -> Iterator[str]:
-    """Check the keys of a source's pages: none before the encoder has read the source; afterwards those of its tokens,
-    if sources are kept for reuse."""
+    """Check the keys of a source's pages: none before the encoder has read the source; afterwards the keys of its
+    tokens, if sources are kept for reuse."""
     names, row = engine.store.pools[number]._keys, sequence.row
     pages = row.pages[number]
     if row.source and engine.sources is not None and [names.get(page) for page in pages] != [*sequence.names]:
@@ -125,7 +125,7 @@ def _check_source(engine: Engine, sequence: Any, number: int) -> Iterator[str]:
 
 
 def _check_queues(engine: Engine) -> Iterator[str]:
-    """Check that every live sequence runs or waits, in the order of arrival."""
+    """Check that every live sequence is running or waiting, in the order of arrival."""
     running, waiting, live = (
         [(each.request, each.sample) for each in queue]
         for queue in (engine.scheduler.running, engine.scheduler.waiting, list_live(engine))
@@ -138,9 +138,9 @@ def _check_queues(engine: Engine) -> Iterator[str]:
 
 
 def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool = True) -> list[str]:
-    """List the faults of a step's plan. `counts` has for each chunk its number of tokens, and whether it is part of a
-    prompt. Prompt chunks share what decoding tokens leave of the budget, at least one token. Without `cut`, chunks have
-    fixed sizes (tiles, whole prompts), and a single one may exceed the budget."""
+    """List the faults of a step's plan. `counts` has (number of tokens, whether it is part of a prompt) for each chunk.
+    Prompt chunks share the budget that decoding tokens leave, at least one token. Without `cut`, chunks have fixed
+    sizes (tiles, whole prompts), and a single chunk may exceed the budget."""
     counts = list(counts)
     ahead = sum(count for count, prompt in counts if not prompt)
     prompts = [count for count, prompt in counts if prompt]
@@ -153,7 +153,8 @@ def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool =
 
 
 def check_drained(engine: Engine) -> list[str]:
-    """List what an engine without requests still holds for rows. Pages and slots kept for reuse may stay."""
+    """List the violated invariants of an engine without requests: no row may be left. Pages and slots kept for reuse
+    may stay."""
     faults = check(engine)
     held, waiting = list_held(engine), engine.scheduler.waiting
     if held or waiting or list_live(engine):
@@ -167,7 +168,8 @@ def check_drained(engine: Engine) -> list[str]:
 
 
 def check_initial(engine: Engine) -> list[str]:
-    """List what an engine still holds after its prefixes and sources were forgotten: pools must be as at the start."""
+    """List the violated invariants of an engine after its prefixes and sources were forgotten: its pools must be as at
+    the start."""
     faults = check_drained(engine)
     for number, pool in enumerate(engine.store.pools):
         if len(set(pool._free)) != len(pool.owners) or pool._keys:
@@ -178,7 +180,8 @@ def check_initial(engine: Engine) -> list[str]:
 
 
 def ensure_drained(engine: Engine) -> None:
-    """Check that an engine without requests holds nothing for rows. Raises ZooError with the first broken rule."""
+    """Check that an engine without requests holds nothing for rows. Raises ZooError with the first violated
+    invariant."""
     faults = check_drained(engine)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

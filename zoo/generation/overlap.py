@@ -1,11 +1,11 @@
 # B rows, V vocabulary
 """Overlap the host with the device: launch a decoding step before the tokens of the previous step are known.
 
-The device chooses the tokens, in a recorded step, and keeps them for the next step (`Graphs.tokens`); the host reads a
+The device chooses the tokens in a recorded step, and keeps them for the next step (`Graphs.tokens`). The host reads a
 copy one step late. Until then a negative id stands for a sequence's last token. Random draws are functions of seed and
-position, so the delay does not change them. If a sequence turns out to have ended, one token too many was computed for
-it: the token is dropped, and the row's pages are released. Later use of these pages comes after that step in the
-device's stream.
+position, so the delay does not change them. For a sequence that turns out to have ended, one token too many was
+computed: the token is dropped, and the row's pages are released. The device's stream runs later uses of these pages
+after that step.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from zoo.sampling.sampler import GREEDY, choose_recorded, find_way
 from zoo.sampling.truncate import list_cuts
 
 UNKNOWN = -1
-"""The largest id that stands for a token which the host does not know yet."""
+"""The largest id that stands for a token not yet known to the host."""
 
 
 class DeviceSampler:
-    """Chooses the tokens of a step on the device, from the logits that `graphs` has just computed. This is recorded
-    once for each number of rows, rounded up to a power of two, and each way to sample (`find_way`)."""
+    """Choose the tokens of a step on the device, from the logits in `graphs`. Sampling is recorded once for each number
+    of rows, rounded up to a power of two, and each way to sample (`find_way`)."""
 
     def __init__(self, graphs: Graphs) -> None:
         self.graphs = graphs
         self.recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], object]]] = {}
 
     def choose(self, sequences: Sequence[RunningSequence]) -> LateValues:
-        """Choose each sequence's next token, and keep it for the step after in `graphs.tokens`."""
+        """Choose each sequence's next token, and keep it in `graphs.tokens` for the next step."""
         assert self.graphs.logits is not None
         rows, vocab = double(len(sequences)), self.graphs.logits.shape[1]
         way = max(find_way(each.draws.sampling, vocab) for each in sequences)
@@ -49,7 +49,7 @@ class DeviceSampler:
         return LateValues(self.graphs.tokens[: len(sequences)])
 
     def _record(self, rows: int, way: int) -> tuple[Tensor, Callable[[], object]]:
-        """Record how `rows` rows are sampled. If that fails, the same operations are launched one by one."""
+        """Record the sampling of `rows` rows. If recording fails, the same operations are launched one by one."""
         columns = torch.ones(5, rows, dtype=torch.float64, device=self.graphs.tokens.device)
 
         def step(columns: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class DeviceSampler:
 
 
 def _lay_out(sequences: Sequence[RunningSequence], rows: int, vocab: int) -> Tensor:
-    """Lay out the draw points and options of sequences [5, rows], those of padding as greedy rows."""
+    """Pack the draw points and options of sequences as a tensor [5, rows]. Padding rows are greedy."""
     listed = [
         (each.draws.point(later=int(each.ids[-1] <= UNKNOWN)), *list_cuts(each.draws.sampling, vocab))
         for each in sequences
@@ -76,7 +76,7 @@ def _lay_out(sequences: Sequence[RunningSequence], rows: int, vocab: int) -> Ten
 
 
 class LateStep(NamedTuple):
-    """A step whose tokens are not known yet: its chunks, the rows' lengths before it, and the tokens on their way."""
+    """A launched step with unknown tokens: its chunks, the rows' lengths before it, and the tokens being copied."""
 
     chunks: Sequence[Chunk]
     before: Sequence[int]
@@ -84,8 +84,8 @@ class LateStep(NamedTuple):
 
 
 class OverlappedSteps:
-    """The steps of an engine that are launched before the tokens of the previous step are known. Without CUDA graphs
-    there are none."""
+    """The steps of an engine that are launched before the tokens of the previous step are known. They need CUDA
+    graphs."""
 
     def __init__(self, passes: EnginePasses, scheduler: Scheduler) -> None:
         self.passes, self.scheduler = passes, scheduler
@@ -93,8 +93,8 @@ class OverlappedSteps:
         self.sampler: DeviceSampler | None = None
 
     def plan(self) -> list[Chunk]:
-        """Plan the next step as if the late tokens were known. The late step's pages are kept for reuse, and sequences
-        that certainly end with their late token leave."""
+        """Plan the next step as if the late tokens were known. First keep the late step's pages for reuse, and remove
+        the sequences that are certain to end with their late token."""
         late = zip(self.late.chunks, self.late.before, strict=True) if self.late else ()
         for place, (chunk, before) in enumerate(late):
             each = chunk.sequence
@@ -107,8 +107,8 @@ class OverlappedSteps:
         return self.scheduler.plan()
 
     def launch(self, chunks: list[Chunk]) -> LateStep | None:
-        """Launch a step whose tokens the device chooses. If any of it needs the host, nothing is launched, and None is
-        returned: the step must be computed after the late tokens are known."""
+        """Launch a step whose tokens the device chooses. If any part needs the host, launch nothing and return None:
+        the step must then be computed after the late tokens are known."""
         graphs = self.passes.graphs
         if graphs is None or not self._chosen_by_device(chunks):
             return None
@@ -122,22 +122,23 @@ class OverlappedSteps:
         return LateStep(chunks, before, self.sampler.choose(sequences))
 
     def _chosen_by_device(self, chunks: list[Chunk]) -> bool:
-        """Whether a step is one pass of decoding rows whose tokens the device can choose. With one row that needs the
-        host (`_is_plain`), the whole step does."""
+        """Whether a step is a single pass of decoding rows whose tokens the device can choose (`_is_plain` for each
+        row)."""
         return bool(chunks) and all(map(self._is_plain, chunks)) and len(list(self.passes.batches(chunks))) == 1
 
     def _is_plain(self, chunk: Chunk) -> bool:
-        """Whether a chunk is the last token of a decoding row, and its logits are needed for nothing but the next one.
-        Not so for prompts, drafts, beams, adapters (chosen anew for each pass), log-probabilities, and options that
-        edit logits."""
+        """Whether a chunk is the last token of a decoding row and its logits serve only to choose the next token. False
+        for prompts, drafts, beams, adapters (chosen anew for each pass), log-probabilities, and options that edit
+        logits."""
         each, asked = chunk.sequence, chunk.sequence.asked
         decoding = chunk.count == 1 and chunk.ends and self.passes.cached(each)
         scored = asked.logprobs is not None or (asked.prompt_logprobs is not None and len(each.ids) == each.prompt)
         return decoding and each.draws.plain and asked.n_beams == 1 and asked.adapter is None and not scored
 
     def settle(self, launched: LateStep | None) -> Iterator[tuple[Chunk, int, dict[RunningSequence, Tensor]]]:
-        """Wait for the late tokens, and yield each with its sequence. A sequence without a token comes with its logits,
-        which are NaN: plain rows have no other reason. The step `launched` since becomes the late one."""
+        """Wait for the late tokens. Yield (chunk, token, logits) for each sequence that has not ended. The logits are
+        {} except for a sequence without a next token: then they are NaN, the only possible reason. `launched` becomes
+        the late step."""
         late, self.late = self.late, launched
         for chunk, token in zip(late.chunks, late.tokens.read(), strict=True) if late else ():
             each = chunk.sequence

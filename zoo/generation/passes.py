@@ -1,5 +1,5 @@
 # B rows, T tokens, K logits of a row, V vocabulary
-"""Run the forward passes of a step: choose which tokens go through the model together, and call it with its cache."""
+"""Run the forward passes of a step: choose the tokens that share a pass, and call the model with its cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class EnginePasses:
     """Run the tokens of a step through `model`, whose cache is `store`. With `deterministic` a row's bits do not depend
-    on the other rows of the batch. `graphs` replays decoding passes, drafts included."""
+    on the other rows of the batch. `graphs` replays decoding passes, also with drafts."""
 
     def __init__(
         self, model: Model, writer: Tower, store: Store, device: torch.device, *, deterministic: bool = False
@@ -39,11 +39,11 @@ class EnginePasses:
         self.recurrent = any(block.state() for block in writer.blocks.values())
 
     def batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-        """Yield the chunks of each forward pass. If the model can read chunks end to end (`_lies_flat`), one pass takes
-        them as [1, N], except `whole` chunks, chunks of requests with prompt_logprobs, and chunks that are too long
-        (`_list_fitting`). Other decoding chunks share a pass if the attention takes ragged rows. All others share a
-        pass with rows of equally many cached and equally many new tokens, and of equally long sources if the pass reads
-        an encoder's sources. With `deterministic`, see `_stable_batches`."""
+        """Yield the chunks of each forward pass. If the model can read chunks concatenated (varlen, `_lies_flat`), one
+        pass reads them as [1, N], except `whole` chunks, chunks of requests with prompt_logprobs, and too long chunks
+        (`_list_fitting`). Other decoding chunks share a pass if the attention accepts ragged rows. All others share a
+        pass with rows of equally many cached and new tokens, and of equally long sources if the pass reads an encoder's
+        sources. With `deterministic`, see `_stable_batches`."""
         if self.deterministic:
             yield from self._stable_batches(chunks)
             return
@@ -68,8 +68,9 @@ class EnginePasses:
 
     @cached_property
     def _lays_flat(self) -> bool:
-        """Whether the model's layers read short rows (`_longest_flat`) end to end at no extra cost. Not for compressed
-        attention, chunked windows, positions that read a row's length, prefix-LMs and encoder-decoders."""
+        """Whether the model's layers can read short rows (`_longest_flat`) concatenated at no extra cost. False for
+        compressed attention, chunked windows, positions that depend on a row's length, prefix-LMs and
+        encoder-decoders."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
@@ -78,8 +79,8 @@ class EnginePasses:
 
     @property
     def _takes_varlen(self) -> bool:
-        """Whether the model reads rows end to end (`_lays_flat`), and so do the kernels that read a paged store (as on
-        CUDA)."""
+        """Whether both the model (`_lays_flat`) and, for a paged store (as on CUDA), the kernels can read concatenated
+        rows."""
         if not self._lays_flat or not self.store.paged:
             return self._lays_flat
         if next(self.model.parameters()).dtype != self.store.dtype:  # keys are copied, to be cast
@@ -88,13 +89,14 @@ class EnginePasses:
 
     @cached_property
     def _longest_flat(self) -> float:
-        """The most tokens of a chunk for which lying end to end costs no more (MLA: absorbed attention)."""
+        """Maximum tokens of a chunk that can be concatenated at no extra cost (for MLA, the limit of absorbed
+        attention)."""
         return min(block.attention.passes.varlen for block in self.writer.blocks.values())
 
     def _list_fitting(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """List the chunks that can lie end to end: those that are short enough for every layer's attention, and for
-        which there are pages of every window. During the pass a row holds all its new tokens and those that they see;
-        `Cache.end` gives back what no later token sees."""
+        """List the chunks that can be concatenated: they are short enough for every layer's attention, and there are
+        pages for every window. During the pass a row holds all of its new tokens and all tokens that these see;
+        `Cache.end` then frees what later tokens do not see."""
         spare, found = [pool.available for pool in self.store.pools], []
         for chunk in chunks:
             row = chunk.sequence.row
@@ -106,8 +108,8 @@ class EnginePasses:
         return found
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
-        """Whether these chunks go through the model end to end: one of them is a chunk of a prompt, they differ in
-        their numbers of cached or of new tokens, and the model can read them so (`_takes_varlen`)."""
+        """Whether a batch is concatenated: some chunk is part of a prompt, the chunks differ in numbers of cached or
+        new tokens, and the model can read them so (`_takes_varlen`)."""
         if self.deterministic or not any(chunk.count > 1 and not chunk.draft for chunk in batch):
             return False
         alike = {(chunk.sequence.row.length, chunk.count) for chunk in batch}  # type: ignore[union-attr]
@@ -115,7 +117,7 @@ class EnginePasses:
 
     def _stable_batches(self, chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         """Yield the chunks of each pass under `deterministic`: decoding rows together if the model was prepared as
-        `stable`, all else one by one."""
+        `stable`, otherwise one chunk at a time."""
         ready = getattr(self.model, "ready", None)
         single = [chunk for chunk in chunks if chunk.count == 1 and not chunk.whole and self.cached(chunk.sequence)]
         together = ready is not None and ready.stable and not self._mixes_rows
@@ -125,17 +127,18 @@ class EnginePasses:
 
     @cached_property
     def _mixes_rows(self) -> bool:
-        """Whether a layer multiplies several rows in one product outside prepared Linears, as recurrences and absorbed
-        MLA do."""
+        """Whether a layer multiplies several rows in one matrix product outside prepared Linears, as recurrences and
+        absorbed MLA do."""
         parts = (part for _, part in walk(self.writer, self.writer.d_model))
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 
     def cached(self, sequence: RunningSequence) -> bool:
-        """Whether a pass needs no source tokens: any pass but an encoder-decoder's first."""
+        """Whether the next pass of a sequence needs no source tokens. False only for an encoder-decoder's first
+        pass."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
     def run(self, batch: list[Chunk]) -> Sequence[Tensor]:
-        """Run one forward pass over a batch of chunks. Returns for each chunk the logits [K, V] after its last K
+        """Run one forward pass over a batch of chunks. Return for each chunk the logits [K, V] after its last K
         tokens."""
         names = [chunk.sequence.asked.adapter for chunk in batch]
         if not any(names):
@@ -145,7 +148,8 @@ class EnginePasses:
             return self._run(batch, replayed=False)
 
     def _run(self, batch: list[Chunk], *, replayed: bool) -> Sequence[Tensor]:
-        """Run one forward pass. With `replayed` graphs and recordings of the model's layers may stand for them."""
+        """Run one forward pass, as `run` does without adapters. With `replayed`, CUDA graphs and recordings of layers
+        may be replayed."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)
@@ -178,7 +182,7 @@ class EnginePasses:
 
 
 def check_deterministic(spec: Topology, speculate: int, paged: bool | None = None) -> None:
-    """Check that a model and its options can be `deterministic`. Raises ConfigError for paging, drafts and experts."""
+    """Check that a model and its options support `deterministic`. Raises ConfigError for paging, drafts and experts."""
     if paged:
         raise ConfigError("paged: rows that are read together may differ in bits from a row alone (false)")
     if speculate:
@@ -189,7 +193,7 @@ def check_deterministic(spec: Topology, speculate: int, paged: bool | None = Non
 
 @contextmanager
 def serving(model: Model, kernel: str | None = None) -> Iterator[None]:
-    """Put the model in eval mode and set its kernel; restore both afterwards, module by module."""
+    """Put the model in eval mode and set its kernel. Both are restored on exit, the mode module by module."""
     training = [module for module in model.modules() if module.training]
     before = model.kernel
     model.eval()

@@ -40,14 +40,15 @@ def check_length(spec: Tower, prompt: int, new: int) -> None:
 
 
 def find_limit(spec: Tower) -> int | None:
-    """Return the longest sequence that every position scheme of a tower supports, in tokens; None for no limit."""
+    """Return the maximum sequence length, in tokens, that all position schemes of a tower support. None without a
+    limit."""
     limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_prompt(reader: Tower, ids: Sequence[int], apart: bool) -> None:
-    """Check a prompt against the tower that reads it; `apart` says that this is an encoder. Raises ConfigError if the
-    prompt is empty, has a token outside the vocabulary, or is longer than an encoder's positions."""
+    """Check a prompt against the tower that reads it; `apart` says that this tower is an encoder. Raises ConfigError if
+    the prompt is empty, has a token outside the vocabulary, or exceeds an encoder's positions."""
     if not ids:
         raise ConfigError("ids: no token (start from BOS)")
     if not 0 <= min(ids) <= max(ids) < reader.vocab_size:

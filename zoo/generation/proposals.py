@@ -1,4 +1,4 @@
-"""Propose tokens for speculative decoding: from n-grams of the text itself, or with a smaller model."""
+"""Propose draft tokens for speculative decoding: from n-grams of the text itself, or with a smaller model."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 UNREAD = 2
-"""Most tokens of a row that a draft model reads at once after its prompt: the last one that it proposed, which it has
-not read, and the one that the model added."""
+"""Maximum number of a row's tokens that a draft model reads at once after the prompt: the last token that it proposed
+itself, and the token that the target model added."""
 
 Proposal = tuple[list[int], "Tensor | None"]
-"""Draft tokens, and the probabilities [K, V] that they were drawn from; None for n-gram guesses and for an empty
-draft."""
+"""Draft tokens [K], and the probabilities [K, V] from which they were drawn; None instead for n-gram guesses and an
+empty draft."""
 
 
 class Proposer(Protocol):
-    """Proposes draft tokens for speculative decoding."""
+    """Interface: proposes draft tokens for speculative decoding."""
 
     def propose(self, sequences: Sequence[RunningSequence], counts: Sequence[int]) -> list[Proposal]:
         """Propose up to `counts[i]` tokens for each sequence."""
         ...
 
     def report(self, sequence: RunningSequence, proposed: int, accepted: int) -> None:
-        """Take note of how many proposed tokens were accepted. The accepted ones are already part of the sequence."""
+        """Record how many proposed tokens were accepted. The accepted tokens are already part of the sequence."""
         ...
 
     def forget(self, sequence: RunningSequence) -> None:
@@ -71,8 +71,8 @@ class NGrams:
 
 
 def check_draft(spec: Topology, vocab_size: int) -> None:
-    """Check a draft model. Raises ConfigError for an encoder-decoder, a prefix-LM, recurrent layers, or another
-    vocabulary size."""
+    """Check a draft model. Raises ConfigError for an encoder-decoder, a prefix-LM, recurrent layers, or a vocabulary
+    size other than the target's."""
     writer = find_writer(spec)
     refused = {
         "is an encoder-decoder": writer is not spec,
@@ -87,9 +87,9 @@ def check_draft(spec: Topology, vocab_size: int) -> None:
 
 
 class DraftModel:
-    """Propose up to `ahead` tokens drawn from a smaller model of the same vocabulary (Leviathan et al., 2023). The
-    draft model has a cache of its own, for `rows` rows of `tokens` tokens; `graphs` and `note` are the Engine's. Raises
-    ConfigError if it cannot be a draft model (`check_draft`) or has no positions for `tokens` tokens."""
+    """Propose up to `ahead` tokens drawn from a smaller model with the same vocabulary (Leviathan et al., 2023). The
+    draft model has its own cache, for `rows` rows of `tokens` tokens; `graphs` and `note` are the Engine's. Raises
+    ConfigError for an unsuitable draft model (`check_draft`), or one without positions for `tokens` tokens."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class DraftModel:
 
     def _catch_up(self, sequences: Sequence[RunningSequence]) -> Tensor | None:
         """Run the draft model on the tokens of each sequence that it has not read yet. Return the logits [B, V] after
-        the last ones; None without sequences. In a paged store rows with at most UNREAD such tokens share a pass."""
+        the last ones; None without sequences. In a paged store, rows with at most UNREAD unread tokens share a pass."""
         unread: dict[RunningSequence, list[int]] = {}
         for each in sequences:
             if each not in self._rows:
@@ -162,7 +162,8 @@ class DraftModel:
         return torch.stack([found[each] for each in sequences]) if found else None
 
     def _pass(self, sequences: Sequence[RunningSequence], tokens: list[list[int]]) -> Tensor:
-        """Run the draft model on the next tokens of each sequence. Return the logits [B, V] after the last ones."""
+        """Run the draft model on the next tokens of each sequence. Return the logits [B, V] after each sequence's last
+        token."""
         rows, counts = [self._rows[each] for each in sequences], [len(each) for each in tokens]
         new = max(counts)
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A Request to the engine, and its answer: an Event for each token."""
+"""Define a Request to the engine, and an Event, which reports one new token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reason = Literal["stop", "length", "aborted", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt to continue.
+    """One prompt for the engine, with its options.
 
     `ids` are the prompt's tokens; for an encoder-decoder, the source's. A sample ends at one of `stop_ids` ("stop") or
     after `max_new_tokens` ("length"). `n` is the number of samples; with `n_beams` above 1 they are the best beams of a
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """A new token of a request's sample, and the reason in `finished` if the sample ends with it (a stop id is itself a
+    """A new token of a request's sample. `finished` has the reason if the sample ends with it (a stop id is itself a
     token). A sample that was aborted or failed ends with `token` None; `fault` says why it failed ("has logits that are
     NaN …"). If the request has `prompt_logprobs`, the event of each sample's first new token has the prompt's
     log-probabilities in `prompt`."""

@@ -1,4 +1,5 @@
-"""Schedule sequences: which run in the next step, and how many tokens of each. Works on plain numbers, not tensors."""
+"""Schedule sequences: choose the sequences of the next step, and the number of tokens of each. Uses plain numbers, no
+tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class RunningSequence:
     """One sample of a request: its tokens so far, and its row in the store while it runs.
 
     `ids` are the decoder's tokens, of which the first `prompt` were given; `source` is an encoder-decoder's prompt.
-    `names` are the prefix cache's keys of whole pages of `ids` (or of `source`). `draws` is the sampling state.
+    `names` are the prefix cache's keys for full pages of `ids` (or of `source`). `draws` is the sampling state.
     """
 
     request: int
@@ -47,12 +48,12 @@ class RunningSequence:
 
     @property
     def total(self) -> int:
-        """Maximum number of tokens that the sequence may reach."""
+        """Maximum number of tokens of the sequence, prompt included."""
         return self.prompt + self.asked.max_new_tokens
 
     @property
     def salt(self) -> bytes:
-        """The part of cached keys' names that distinguishes sequences with equal tokens: the adapter."""
+        """Part of the prefix cache's keys that distinguishes equal tokens with different adapters."""
         return (self.asked.adapter or "").encode()
 
     @property
@@ -63,9 +64,9 @@ class RunningSequence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next `count` uncomputed tokens of one sequence, for one step. The last of them may be a `draft` of K proposed
+    """The next `count` uncomputed tokens of one sequence, for one step. They may end with a `draft` of K proposed
     tokens, drawn with probabilities `shares` [K, V]. With `whole` all tokens are computed without the cache, because
-    positions change earlier keys (dynamic NTK past the trained length)."""
+    new positions change earlier keys (dynamic NTK beyond the trained length)."""
 
     sequence: RunningSequence
     count: int
@@ -83,7 +84,7 @@ class Chunk:
 
     @property
     def ends(self) -> bool:
-        """Whether the chunk ends with the sequence's last known token, so that a next one can be chosen."""
+        """Whether the chunk reaches the sequence's last known token. A next token can then be chosen."""
         return self.whole or self.sequence.left == self.count - len(self.draft)
 
 
@@ -91,11 +92,11 @@ class Scheduler:
     """Schedule first come, first served: a waiting sequence starts when there is room, and runs until it ends.
 
     A step computes one token of each decoding sequence, and chunks of prompts, at most `budget` tokens in all. At least
-    one prompt token is computed even if the budget is spent, because decoding sequences could otherwise starve a
-    prompt. While any sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens. A sequence reserves
-    pages for all tokens that it may reach, divided by `overcommit`; if pages run out, the sequence that started last is
-    preempted and waits again. With `tile`, prompts are cut at multiples of `tile`, and tokens generated before a
-    preemption are recomputed one at a time, so that shapes do not depend on other sequences.
+    one prompt token is computed even if decoding sequences use up the budget, so that prompts do not starve. While any
+    sequence decodes, a step computes at most `max_prefill_tokens` prompt tokens. A sequence reserves pages for its
+    maximum length divided by `overcommit`. If pages run out, the sequence that started last is preempted and waits
+    again. With `tile`, prompts are cut at multiples of `tile`, and tokens generated before a preemption are recomputed
+    one at a time, so that shapes do not depend on other sequences.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Scheduler:
         self.preemptions = 0
 
     def plan(self) -> list[Chunk]:
-        """Admit waiting sequences that fit, and return the chunks that the next step computes."""
+        """Admit waiting sequences that fit, and return the chunks of the next step."""
         self._admit()
         self._make_room()
         chunks, left = [], self.budget
@@ -139,8 +140,8 @@ class Scheduler:
         return chunks
 
     def _tile(self, sequence: RunningSequence) -> int:
-        """Return the number of tokens up to the end of the tile or of the prompt, whichever comes first; a prefix-LM's
-        whole prompt; 1 for generated tokens."""
+        """Return the number of tokens of a sequence's next chunk under `tile`: up to the end of the tile or prompt,
+        whichever comes first; a prefix-LM's whole prompt; 1 for generated tokens."""
         assert sequence.row is not None and self.tile is not None
         length = sequence.row.length
         if length >= sequence.prompt:
@@ -179,14 +180,14 @@ class Scheduler:
                 return
 
     def _count_rows(self) -> int:
-        """Count the rows in use, spare rows of beam searches included."""
+        """Count the rows in use, including spare rows of beam searches."""
         searches = {id(each.beams): each.beams for each in self.running if each.beams is not None}
         beams = sum(len(each.running) + len(each.spare) for each in searches.values())
         return beams + sum(each.beams is None for each in self.running)
 
     def _awaits(self, sequence: RunningSequence) -> bool:
-        """Whether a running sequence is computing what this one could reuse: the prompt of the same request, the same
-        source, or a prompt with the same prefix."""
+        """Whether a running sequence is computing something that this one can reuse: the prompt of the same request,
+        the same source, or the same prefix."""
         leader = sequence.leader
         if leader is not None and leader.row is not None and leader.row.length < leader.prompt:
             return True
@@ -211,7 +212,7 @@ class Scheduler:
         )
 
     def _widen(self, sequence: RunningSequence) -> bool:
-        """Give a beam search the rows of its other beams; return False if there is no room yet."""
+        """Add the rows of a beam search's other beams. Return False if there is no room yet."""
         spare = [replace(sequence, ids=[], row=None) for _ in range(sequence.asked.n_beams - 1)]
         sequence.beams = Beams(sequence, spare=spare)
         for each in spare:
@@ -223,7 +224,7 @@ class Scheduler:
         return True
 
     def _start(self, sequence: RunningSequence, restore: bool = True) -> CachedRow | None:
-        """Return a row with room for the sequence, or None if there is no room yet."""
+        """Return a row with room for the sequence. None if there is no room yet."""
         while not self.store.free_slots:
             if self.prefixes is None or not self.prefixes.evict():
                 return None
@@ -248,8 +249,8 @@ class Scheduler:
         return None
 
     def _reserve(self, row: CachedRow, sequence: RunningSequence) -> bool:
-        """Take the pages that the sequence needs to start: those of all tokens that it may reach, divided by
-        `overcommit`. Return False if there are too few."""
+        """Take the pages with which a sequence starts: those for its maximum length divided by `overcommit`. Return
+        False if there are too few."""
         tokens = max(len(sequence.ids) + 1, int(sequence.total / self.overcommit))
         tokens = min(tokens, sequence.total, self.limit)
         for number, group in enumerate(self.store.groups):
@@ -262,7 +263,7 @@ class Scheduler:
     # ---------------------------------------------------------------- running out
 
     def _make_room(self) -> None:
-        """Take pages for every token that the next step may compute. While none are left, preempt the sequence that
+        """Take pages for all tokens that the next step may compute. While there are too few, preempt the sequence that
         started last."""
         for sequence in list(self.running):
             while sequence.row is not None and not self._grow(sequence):
@@ -283,8 +284,8 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: RunningSequence) -> None:
-        """Release a running sequence's row, and put the sequence first in the queue. The sequence later resumes from
-        its tokens so far; a beam search restarts from its prompt."""
+        """Release a running sequence's row, and put the sequence first in the queue. It later resumes from its tokens
+        so far; a beam search restarts from its prompt."""
         if sequence.beams is not None:
             sequence = self._narrow(sequence.beams)
         else:
@@ -295,7 +296,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _narrow(self, beams: Beams) -> RunningSequence:
-        """Release all rows of a beam search, and return the sequence with which it starts again."""
+        """Release all rows of a beam search, and return the sequence that restarts it."""
         first = beams.first
         self.end(beams)
         first.beams, first.ids = None, first.ids[: first.prompt]
@@ -330,8 +331,8 @@ class Scheduler:
     # ---------------------------------------------------------------- afterwards
 
     def keep(self, chunks: Sequence[Chunk], before: Sequence[int]) -> None:
-        """Keep the pages and states of a step, so that later rows can reuse them. `before` are the rows' lengths before
-        the step."""
+        """Keep the pages and states of a step for reuse by later rows. `before` has the rows' lengths before the
+        step."""
         for chunk, length in zip(chunks, before, strict=True):
             row = chunk.sequence.row
             if self.sources is not None and not length and row is not None and row.source:
