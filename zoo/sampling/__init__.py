@@ -1,1 +1,1 @@
-"""From logits to tokens: sampling options, the choice for a batch, grammars, and verification of drafts."""
+"""Turn logits into tokens: sampling options, sampling for a batch, grammars, and verification of drafts."""

@@ -19,14 +19,14 @@ BLOCK = 64  # random numbers made at a time
 
 def make_generator(seed: int, prompt: tuple[int, ...], copy: int, stream: str = "") -> torch.Generator:
     """Make the random generator of one sequence from the seed, the prompt, and the sequence's number `copy` among equal
-    prompts. So the random numbers do not depend on batch or device. Another `stream` gives independent numbers."""
+    prompts. The random numbers depend neither on batch nor on device. Another `stream` gives independent numbers."""
     key = f"{seed} {copy} {prompt}{stream}".encode()
     return torch.Generator().manual_seed(int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1)
 
 
 class UniformPoints:
-    """Uniform numbers in [0, 1), indexed by position. They are made BLOCK at a time; a single `torch.rand` call with
-    the same generator would give the same numbers."""
+    """Uniform random numbers in [0, 1), indexed by position. They are made BLOCK at a time, but equal those of a single
+    `torch.rand` call with the same generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -39,7 +39,8 @@ class UniformPoints:
 
 
 class Tally:
-    """The distinct tokens of a sequence, and how often each was generated, in arrays that are quick to copy."""
+    """The distinct tokens of a sequence and their numbers of generated occurrences, in arrays that are quick to
+    copy."""
 
     def __init__(self, context: Iterable[int]) -> None:
         self.tokens = array("q", dict.fromkeys(context))
@@ -67,8 +68,8 @@ class DrawState:
     A sequence's draws depend on its seed, its prompt, its number among copies of the prompt, and the position. They
     never depend on the batch, on how the prompt was chunked, or on how often the sequence was preempted.
 
-    `prompt` seeds the random numbers. `context` holds the tokens before the first generated one, which the repetition
-    penalty counts: the prompt, or an encoder-decoder's start token. `stop_ids` are barred until `min_tokens` tokens
+    `prompt` seeds the random numbers. `context` has the tokens before the first generated one, which the repetition
+    penalty counts: the prompt, or an encoder-decoder's start token. `stop_ids` are forbidden until `min_tokens` tokens
     were generated.
     """
 
@@ -96,25 +97,25 @@ class DrawState:
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar is complete, so that only the end of the text may follow."""
+        """Whether the grammar is complete: only the end of the text may follow."""
         return self.matcher is not None and self.matcher.finished
 
     @property
     def fault(self) -> str | None:
-        """Why the grammar can no longer be followed, or None. A row with a fault gets no token."""
+        """The reason why the grammar can no longer be followed, or None. A row with a fault gets no token."""
         return None if self.matcher is None else self.matcher.fault
 
     @property
     def plain(self) -> bool:
-        """Whether logits, temperature, top_k, top_p, min_p and the position's uniform number decide the next token, so
-        that a device can choose it without the host. Once true, it stays true."""
+        """Whether the next token depends only on logits, temperature, top_k, top_p, min_p and the position's uniform
+        number. The device can then choose it without the host. Once true, it stays true."""
         asked = self.sampling
         edited = asked.logit_bias or asked.bad_words or asked.process or self.tally is not None
         barring = len(self.generated) < asked.min_tokens
         return not (edited or barring or self.matcher is not None) and asked.typical_p in (None, 1)
 
     def point(self, stream: str = "", later: int = 0) -> float:
-        """Return the uniform number that decides the draw at this position, or `later` positions further. Each `stream`
+        """Return the uniform random number for the draw at this position, or `later` positions further. Each `stream`
         has independent numbers."""
         points = self._streams.get(stream)
         if points is None:
@@ -123,7 +124,7 @@ class DrawState:
         return points[len(self.generated) + later]
 
     def advance(self, *tokens: int) -> None:
-        """Append chosen tokens, and advance the grammar and the penalties' counts."""
+        """Append chosen tokens, and update the grammar and the penalties' counts."""
         for token in tokens:
             self.generated.append(token)
             if self.tally is not None:
@@ -150,8 +151,8 @@ class DrawState:
         return states
 
     def barred(self) -> list[int]:
-        """List the tokens that must not come next: the last token of a bad word whose other tokens are the latest ones,
-        and stop ids before `min_tokens`."""
+        """List the tokens that must not come next: stop ids before `min_tokens`, and the last token of each bad word
+        whose other tokens have just been written."""
         tokens = [] if len(self.generated) >= self.sampling.min_tokens else list(self.stop_ids)
         if self.sampling.bad_words:
             longest = max(map(len, self.sampling.bad_words)) - 1

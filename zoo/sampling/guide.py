@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "grammar"]
 
 LONGEST: dict[Kind, int] = {"json_schema": 65536, "regex": 8192, "grammar": 65536}
-"""Maximum length of a grammar in characters: longer ones take seconds to compile, whatever the limits below."""
+"""Maximum length of a grammar in characters, by kind. Longer grammars take seconds to compile, whatever the limits in
+FUEL."""
 
 TRIED = 16  # tokens generated at random to try a new grammar out
 
 WHITESPACE = r"( |\n[ \t]{0,40})?"
-"""Whitespace allowed between JSON tokens: a space, or a new line with indentation. It is bounded because an uncertain
+"""Whitespace allowed between JSON tokens: a space, or a new line with indentation. It is bounded, because an uncertain
 model could write whitespace for ever."""
 
 FUEL = {"initial_lexer_fuel": 1_000_000, "max_grammar_size": 100_000, "max_lexer_states": 50_000}
-"""Limits on compiling: about 20 ms in the lexer, and 100 MB of lexer states. Each step has llguidance's own limits."""
+"""Limits on compiling: about 20 ms in the lexer, and 100 MB of lexer states. llguidance's own limits apply to each
+step."""
 
 
 class GuideCompiler:
-    """Compile grammars for one tokenizer. Make one per model: it reads the whole vocabulary.
+    """Compiler of grammars for one tokenizer. Make one per model, because it reads the whole vocabulary.
 
     `vocab_size` is the width of the logits, which may exceed the tokenizer's. `end_ids` are tokens that may end a text
     once its grammar is complete, in addition to the tokenizer's EOS.
@@ -55,7 +57,7 @@ class GuideCompiler:
 
     def compile(self, kind: Kind, source: str | dict[str, Any] | bool, *, where: str | None = None) -> Guide:
         """Compile a grammar. Raises ConfigError, under the name `where`, if the grammar is wrong, unsupported or too
-        large; there is no fallback to unconstrained text."""
+        large. There is no fallback to unconstrained text."""
         where = where or kind
         matcher = _require_llguidance().LLMatcher
         text = source if isinstance(source, str) else _dump(source, where)
@@ -76,7 +78,7 @@ class GuideCompiler:
 
 
 class Guide:
-    """A compiled grammar. Requests and samples may share a Guide: each starts a matcher of its own."""
+    """A compiled grammar. Requests and samples may share a Guide, because each starts its own matcher."""
 
     def __init__(self, start: Any, vocab_size: int) -> None:
         self._start = start
@@ -101,19 +103,20 @@ class Matcher:
 
     @property
     def fault(self) -> str | None:
-        """Why the grammar cannot be followed any further, or None: a limit was hit, or a forbidden token was taken."""
+        """The reason why the grammar can no longer be followed, or None. A limit was exceeded, or a forbidden token was
+        consumed."""
         if not self.state.is_error():
             return None
         return " ".join(self.state.get_error().removesuffix("<non-verbose/>").split())[:200]
 
     def consume(self, token: int) -> None:
-        """Advance by a chosen token. If the grammar forbids the token, `fault` says so from then on."""
+        """Advance by a chosen token. After a token that the grammar forbids, `fault` is set."""
         if not self.finished:
             self.state.consume_token(token)
 
     def ahead(self, draft: Sequence[int]) -> list[Matcher | Allowed]:
-        """Return the token masks here and after each token of a draft, up to the first forbidden token or the text's
-        end. This matcher does not advance."""
+        """Return the token masks here and after each token of a draft, up to the first forbidden token or the end of
+        the text. This matcher does not advance."""
         probe = Matcher(self.state.deep_copy(), self.vocab_size)  # a copy: a rollback does not count the end of a text
         after: list[Matcher | Allowed] = [self]
         for token in draft:
@@ -124,7 +127,7 @@ class Matcher:
 
 
 class Allowed:
-    """The tokens that a grammar allows after a draft token, as bit mask `words` [W]."""
+    """The tokens that a grammar allows after a draft token, as a bit mask `words` [W] of int32."""
 
     finished = False
     fault = None
@@ -134,7 +137,8 @@ class Allowed:
 
 
 def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: torch.device) -> Tensor:
-    """Return the mask [G, V] of tokens that these rows' grammars forbid. A grammar with a fault forbids every token."""
+    """Return the mask [G, V] of the tokens that the grammars of G rows forbid. A grammar with a fault forbids every
+    token."""
     import numpy as np
 
     words = np.invert(_compute_words(matchers))
@@ -150,7 +154,7 @@ def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: 
 
 
 def _compute_words(matchers: Sequence[Matcher | Allowed]) -> NDArray[np.int32]:
-    """Return a bit for each allowed token, in int32 words [G, W]."""
+    """Return bit masks of the allowed tokens, in int32 words [G, W]."""
     import numpy as np
 
     live = [(row, each) for row, each in enumerate(matchers) if isinstance(each, Matcher)]
@@ -171,7 +175,7 @@ def _compute_words(matchers: Sequence[Matcher | Allowed]) -> NDArray[np.int32]:
 
 
 def _try_out(matcher: Matcher) -> str | None:
-    """Follow the grammar for a few random tokens, because some faults show only then; return the fault or None."""
+    """Follow the grammar for a few random tokens, because some faults show only then. Return the fault or None."""
     choice = random.Random(0).choice
     for _ in range(TRIED):
         allowed = (~find_banned([matcher], matcher.vocab_size, torch.device("cpu"))[0]).nonzero()[:, 0].tolist()

@@ -51,23 +51,23 @@ _Seed = Annotated[int | None, _must(lambda s: 0 <= s < 2**63, "from 0 to 2**63 -
 class Sampling:
     """Sampling parameters of one request. They are applied in the order of this list, as in transformers:
 
-    - `logit_bias` adds to the logits of single tokens; −inf bars one;
-    - `repetition_penalty` (Keskar et al., 2019) divides the logits of tokens in the prompt or the text so far; it
-      multiplies negative ones;
+    - `logit_bias` adds to the logits of single tokens; −inf forbids a token;
+    - `repetition_penalty` (Keskar et al., 2019) divides positive logits of tokens in the prompt or the text so far,
+      and multiplies negative ones;
     - `presence_penalty` is subtracted from the logit of every token generated so far, `frequency_penalty` once for each
       time that the token was generated (OpenAI's definitions; tokens of the prompt do not count);
-    - `bad_words` are token sequences that must not be written: after all tokens of a sequence but the last, the last is
-      barred;
-    - `min_tokens` bars stop ids until that many tokens are generated;
-    - `process` is the caller's function: from the token ids so far and the logits [V] to new logits [V];
+    - `bad_words` are token sequences that must not be written: the last token of a sequence is forbidden after all of its
+      other tokens;
+    - `min_tokens` forbids stop ids until that many tokens are generated;
+    - `process` is the caller's function of the token ids so far and the logits [V]; it returns new logits [V];
     - `temperature` divides the logits; 0 takes the likeliest token and skips the rest of this list;
     - `top_k` (Fan et al., 2018) keeps the k likeliest tokens, and all that tie with the k-th;
     - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens whose probabilities sum to at least p;
     - `min_p` (Nguyen et al., 2024) keeps tokens with at least p times the probability of the likeliest;
-    - `typical_p` (Meister et al., 2022) keeps the tokens whose negative log-likelihood is nearest to the entropy: the
-      fewest with probabilities that sum to at least p.
+    - `typical_p` (Meister et al., 2022) keeps the fewest tokens whose probabilities sum to at least p, nearest first:
+      by the distance of their negative log-likelihood from the entropy.
 
-    With a `seed` a row's draws do not depend on the rest of the batch. Without one, the seed is drawn from torch's own
+    With a `seed` the draws do not depend on the rest of the batch. Without it, the seed is drawn from torch's own
     generator.
     """
 
@@ -87,18 +87,19 @@ class Sampling:
 
     @classmethod
     def checked(cls, **options: Any) -> Sampling:
-        """Make sampling parameters from a user's options. Raises ConfigError with one line for each invalid option."""
+        """Make sampling parameters from a user's options. Raises ConfigError with a line for each invalid option."""
         try:
             return cls(**options)
         except ValidationError as error:
             raise ConfigError(*(_fault(item) for item in error.errors(include_url=False))) from None
 
     def seeded(self) -> Sampling:
-        """Return the same parameters with a seed: their own, or one drawn from torch's generator."""
+        """Return the same parameters with a seed: the existing one, or a seed drawn from torch's generator."""
         return self if self.seed is not None else dataclasses.replace(self, seed=int(torch.randint(2**63 - 1, ())))
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Check that `logit_bias` and `bad_words` name tokens of the vocabulary. Raises ConfigError if one does not."""
+        """Check that `logit_bias` and `bad_words` contain only tokens of the vocabulary. Raises ConfigError
+        otherwise."""
         named = {"logit_bias": [*self.logit_bias], "bad_words": [token for word in self.bad_words for token in word]}
         faults = [
             f"{name}: names token {max(ids)}, the model's vocabulary is 0 to {vocab_size - 1}"

@@ -1,5 +1,6 @@
 # B rows, V vocabulary, N tokens with a penalty
-"""Sample the next tokens of a batch whose rows have different options: edit logits, then take the argmax or draw."""
+"""Sample the next tokens of a batch whose rows have different options: edit the logits, then take the argmax or
+draw."""
 
 from __future__ import annotations
 
@@ -16,32 +17,32 @@ from zoo.sampling.options import Sampling
 from zoo.sampling.truncate import Cuts, draw, find_head, find_likeliest, find_shares
 
 GREEDY, PLAIN, CUT = range(3)
-"""How a batch is sampled whose way is recorded: all rows are greedy; some are drawn; some of these have top_k or top_p,
-so that rows are sorted."""
+"""Ways in which a recorded step samples a batch: all rows are greedy; some rows are drawn; some drawn rows have top_k
+or top_p, for which rows are sorted."""
 
 
 @dataclass(frozen=True)
 class Logprob:
-    """The log-probability of a token under the unedited logits (`value`), and the likeliest tokens at its position,
-    each with its log-probability (`top`)."""
+    """A token's log-probability under the unedited logits (`value`), and the likeliest tokens at its position, each
+    with its log-probability (`top`)."""
 
     value: float
     top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
-    """Choose a token for each row. The rows' options are laid out as tensors once, and reused while the batch has the
+    """Choose a token for each row. The rows' options are packed as tensors once, and reused while the batch has the
     same rows in the same order."""
 
     def __init__(self) -> None:
         self._layout: BatchLayout | None = None
 
     def choose(self, logits: Tensor, states: Sequence[DrawState]) -> list[int]:
-        """Return the next token of each row from logits [B, V]. A row has −1 if its logits are NaN or all −inf, its
-        options bar every token, or its grammar cannot be followed (`DrawState.fault`).
+        """Return the next token of each row from logits [B, V]. A row gets −1 if its logits are NaN or all −inf, its
+        options forbid every token, or its grammar cannot be followed (`DrawState.fault`).
 
-        States are read, not advanced. If all rows are greedy without further options, only the tokens are transferred
-        from the device. Raises ConfigError for a `process` that returns no logits.
+        States are read, not advanced. If all rows are greedy without further options, only the tokens are copied from
+        the device. Raises ConfigError for a `process` that returns no logits.
         """
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
@@ -61,8 +62,8 @@ class Sampler:
         return draw(scores, group.cuts, points, group.head)
 
     def find_shares(self, logits: Tensor, states: Sequence[DrawState]) -> Tensor:
-        """Return the probabilities [B, V] of the next tokens, with all options applied. They are NaN for a row without
-        a next token (see `choose`)."""
+        """Return the probabilities [B, V] of the next tokens, with all options applied; NaN for a row without a next
+        token (see `choose`)."""
         layout = self._lay_out(logits, states)
         scores = layout.edit(logits)
         shares = torch.empty_like(scores, dtype=torch.float64)
@@ -95,7 +96,8 @@ class RowGroup:
 
 
 def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[RowGroup]:
-    """Group rows by their own options alone, so that a row is computed the same way whatever else is in the batch."""
+    """Group rows by their own options alone, so that the computation of a row does not depend on the rest of the
+    batch."""
     alike: dict[tuple[bool, int | None], list[int]] = defaultdict(list)
     for row, each in enumerate(options):
         alike[(False, None) if each.temperature == 0 else (True, find_head(each, vocab))].append(row)
@@ -108,7 +110,7 @@ def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> lis
 
 
 class BatchLayout:
-    """The options of a batch's rows, laid out as tensors and row lists."""
+    """The options of a batch's rows, as tensors and lists of rows."""
 
     def __init__(self, states: Sequence[DrawState], vocab: int, device: torch.device) -> None:
         self.key = vocab, device
@@ -128,8 +130,8 @@ class BatchLayout:
         self.penalties = torch.tensor(penalties, device=device) if self.tallied else None  # [B, 3]
 
     def edit(self, logits: Tensor) -> Tensor:
-        """Return a copy of the logits with each row's grammar and every option that comes before the temperature
-        applied, or `logits` itself if no row has any of these."""
+        """Return a copy of the logits, edited by each row's grammar and the options that come before the temperature.
+        Return `logits` itself if no row has any of these."""
         if not (self.bias or self.tallied or self.barring or self.processed or self.guided):
             return logits
         scores = logits.to(torch.float32, copy=True)
@@ -187,7 +189,7 @@ def _process(scores: Tensor, state: DrawState) -> Tensor:
 
 
 def find_way(sampling: Sampling, vocab: int) -> int:
-    """Return the first of GREEDY, PLAIN and CUT by which a row can be sampled."""
+    """Return the simplest of GREEDY, PLAIN and CUT by which a row can be sampled."""
     if sampling.temperature == 0:
         return GREEDY
     return PLAIN if find_head(sampling, vocab) is None else CUT
@@ -212,8 +214,8 @@ def _take_likeliest(scores: Tensor) -> Tensor:
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Join logits [K, V] to [B, V]: a view if they follow one another in memory, as the logits of one pass do. Copying
-    32 rows of 32,000 logits takes longer than everything else in a step but the model."""
+    """Join parts [K, V] to logits [B, V], without a copy if they are contiguous in memory, as those of one pass are.
+    Copying 32 rows of 32,000 logits takes longer than all other work in a step, except the model."""
     first = parts[0]
     rows, start = 0, first.storage_offset()
     for part in parts:
@@ -225,9 +227,9 @@ def join_rows(parts: Sequence[Tensor]) -> Tensor:
 
 
 def find_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:
-    """Compute the log-probabilities of each row's token and of the row's `tops[row]` likeliest tokens, from unedited
-    logits [B, V]. The entry is None for a row whose `tops` is None, or that has no token (−1). A token that the model
-    excludes has −inf."""
+    """Compute the log-probability of each row's token, and of the row's `tops[row]` likeliest tokens, from unedited
+    logits [B, V]. None for a row whose `tops` is None, or that has no token (−1). A token that the model excludes has
+    −inf."""
     asked = [row for row, top in enumerate(tops) if top is not None and tokens[row] >= 0]
     found: list[Logprob | None] = [None] * len(tops)
     if not asked:

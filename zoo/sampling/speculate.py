@@ -11,7 +11,8 @@ from zoo.sampling.sampler import Sampler
 
 
 def draw_draft(sampler: Sampler, logits: Tensor, states: Sequence[DrawState]) -> tuple[list[int], Tensor]:
-    """Draw a draft token per row from the draft model's logits; return them and the distributions [B, V] drawn from.
+    """Draw a draft token for each row from the draft model's logits [B, V]. Return the tokens, and the probabilities
+    [B, V] from which they were drawn.
 
     Each row's sampling options apply to the draft too, so that only tokens that the target may accept are proposed. A
     row without a token gets −1. For further tokens of a draft, pass the last of `state.ahead(draft so far)`.
@@ -69,7 +70,7 @@ def _end(tokens: list[int], stop_ids: Collection[int]) -> list[int]:
 
 
 def _agree(draft: Sequence[int], chosen: list[int]) -> list[int]:
-    """Return the choices up to and including the first that differs from the draft."""
+    """Return the chosen tokens up to and including the first that differs from the draft."""
     for place, (proposed, own) in enumerate(zip(draft, chosen, strict=False)):
         if proposed != own:
             return chosen[: place + 1]
@@ -77,10 +78,11 @@ def _agree(draft: Sequence[int], chosen: list[int]) -> list[int]:
 
 
 def _reject(draft: Sequence[int], target: Tensor, proposal: Tensor | None, ahead: Sequence[DrawState]) -> list[int]:
-    """Apply modified rejection sampling to a row's draft; `target` [K + 1, V] and `proposal` [K, V] are probabilities.
+    """Return a row's tokens by modified rejection sampling of its draft. `target` [K + 1, V] and `proposal` [K, V] are
+    probabilities.
 
-    Each position has separate random numbers for the draft, the test and the replacement. The numbers of positions
-    after a rejection are used again at these positions, because nothing that they decided was kept.
+    Each position has separate random numbers for the draft, the test and the replacement. After a rejection the numbers
+    of later positions are used again there, because none of their decisions was kept.
     """
     assert proposal is not None
     for place, (token, state) in enumerate(zip(draft, ahead, strict=False)):
@@ -104,7 +106,7 @@ def _draw_one(weights: Tensor, state: DrawState) -> int:
 
 
 def _draw(weights: Tensor, points: Tensor) -> Tensor:
-    """Draw one token a row [B] by weights [B, V], in float64; −1 for a row whose weights are NaN or all 0."""
+    """Draw one token for each row [B] by weights [B, V], in float64. −1 for a row whose weights are NaN or all 0."""
     total = weights.cumsum(-1)
     last = (torch.arange(weights.shape[1], device=weights.device) * (weights > 0)).amax(-1, keepdim=True)
     tokens = torch.minimum(torch.searchsorted(total, points * total[:, -1:], right=True), last)
@@ -135,8 +137,8 @@ class PromptLookup:
             self.ids.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """Propose `count` tokens that followed the longest known n-gram at the sequence's end; none if no n-gram is
-        known, or during a pause.
+        """Propose `count` tokens that followed the longest known n-gram at the sequence's end. Return [] if no n-gram
+        is known, or during a pause.
 
         A copy that reaches the end of the sequence continues from its own start, as repeating text does.
         """
@@ -150,8 +152,8 @@ class PromptLookup:
         return []
 
     def report(self, proposed: int, accepted: int) -> None:
-        """Take note of a proposal's result. If less than a quarter of it was accepted, the lookup pauses, twice as long
-        as the last time (up to 256 tokens); else pauses end."""
+        """Record a proposal's result. If less than a quarter was accepted, the lookup pauses twice as long as the last
+        time (up to 256 tokens). Otherwise it does not pause, and its next pause is short."""
         if not proposed:
             return
         self._pause = 1 if 4 * accepted >= proposed else min(2 * self._pause, 256)

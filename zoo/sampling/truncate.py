@@ -16,7 +16,8 @@ HEADS = (64, 128)  # numbers of likeliest tokens to try before sorting a whole r
 
 
 def find_head(sampling: Sampling, vocab: int) -> int | None:
-    """Return how many of the likeliest tokens to sort first for a row's truncation; 0 sorts all, None sorts none."""
+    """Return the number of likeliest tokens to sort first for a row's truncation: 0 means all, None means that no
+    sorting is needed."""
     top_k = min(sampling.top_k or vocab, vocab)
     if top_k == vocab and sampling.top_p in (None, 1):
         return None if sampling.typical_p in (None, 1) else 0
@@ -25,8 +26,7 @@ def find_head(sampling: Sampling, vocab: int) -> int | None:
 
 
 def list_cuts(sampling: Sampling, vocab: int) -> tuple[float, int, float, float]:
-    """List temperature, top_k, top_p and min_p of a row. An option that is not set gets a value that keeps every
-    token."""
+    """Return a row's temperature, top_k, top_p and min_p. An unset option gets a value that keeps every token."""
     top_p = sampling.top_p if sampling.top_p and sampling.top_p < 1 else math.inf
     return sampling.temperature, min(sampling.top_k or vocab, vocab), top_p, sampling.min_p or 0.0
 
@@ -45,7 +45,7 @@ class Cuts:
 
     @classmethod
     def of(cls, options: Sequence[Sampling], vocab: int, device: torch.device) -> Cuts:
-        """Lay the options of rows out as tensors."""
+        """Pack the options of rows as tensors."""
 
         def column(values: Sequence[float], neutral: float, dtype: torch.dtype) -> Tensor | None:
             if all(value == neutral for value in values):
@@ -65,27 +65,27 @@ class Cuts:
 
     @classmethod
     def read(cls, columns: Tensor, vocab: int, sorts: bool) -> Cuts:
-        """Read the options of rows from `columns` [4, R], float64, which has the result of `list_cuts` for each row.
-        Without `sorts` no row has top_k or top_p."""
+        """Read the options of rows from `columns` [4, R], float64, with the result of `list_cuts` for each row. Without
+        `sorts` no row has top_k or top_p."""
         temperature, top_k, top_p, min_p = columns[..., None]
         cuts = (top_k.long(), top_p) if sorts else (None, None)
         return cls(temperature.float(), *cuts, min_p.float(), None, top_k < vocab)
 
     def take(self, rows: Tensor) -> Cuts:
-        """Return the options of some of the rows."""
+        """Return the options of the given rows."""
         columns = (getattr(self, field.name) for field in fields(self))
         return Cuts(*(None if column is None else column[rows] for column in columns))  # pyright: ignore
 
 
 def _on_host(values: Tensor) -> bool:
-    """Whether the host can read these values at no cost. Elsewhere it would wait for the device, and no CUDA graph
-    could contain that."""
+    """Whether the values are on the host. Reading them from another device would wait for it, and no CUDA graph could
+    contain that."""
     return values.is_cpu
 
 
 def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest logit of each row and the first token that has it: (values [R], tokens [R]); NaN counts as
-    largest. On a CPU the maximum of each block, then argmax in one block, takes a third of argmax's time."""
+    """Return each row's largest logit and the first token that has it: (values [R], tokens [R]). NaN counts as largest.
+    On a CPU the maximum of each block, then argmax in one block, takes a third of argmax's time."""
     vocab = logits.shape[1]
     if not logits.is_cpu or vocab < 2 * BLOCK:
         tokens = logits.argmax(-1)
@@ -101,10 +101,11 @@ def find_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor:
-    """Draw one token a row [R] from edited logits [R, V] by `points` [R, 1] in [0, 1); −1 for rows without a token.
+    """Draw one token for each row [R] from edited logits [R, V] by `points` [R, 1] in [0, 1). −1 for rows without a
+    token.
 
     The cumulative distribution over token ids is inverted at the point. `head` is the result of `find_head`, the same
-    for these rows. On a CPU a row is sorted as a whole only if its `head` likeliest tokens do not determine the
+    for all of these rows. On a CPU a whole row is sorted only if its `head` likeliest tokens do not determine the
     truncation.
     """
     scores, tiles, best = _tile(scores)
@@ -116,15 +117,15 @@ def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor
 
 
 def find_shares(scores: Tensor, cuts: Cuts, head: int | None) -> Tensor:
-    """Return the probabilities [R, V] with which `draw` draws, in float64; NaN for rows without a token."""
+    """Return the probabilities [R, V] from which `draw` draws, in float64; NaN for rows without a token."""
     padded, _, best = _tile(scores)
     weights = _weigh(padded, best, cuts, head)[:, : scores.shape[1]].double()
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits in float32, padded to whole blocks with −inf; each tile's maximum; each row's maximum [R, 1].
-    Logits of +inf become float32's largest number, so that they share all the probability."""
+    """Return logits in float32, padded to whole blocks with −inf; the maximum of each block; and each row's maximum [R,
+    1]. Logits of +inf become float32's largest number, so that their tokens share all the probability."""
     scores = scores.float()
     if over := -scores.shape[1] % BLOCK:
         scores = F.pad(scores, (0, over), value=-math.inf)
@@ -137,8 +138,8 @@ def _tile(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _weigh(scores: Tensor, best: Tensor, cuts: Cuts, head: int | None) -> Tensor:
-    """Return each token's probability ÷ the row's largest one [R, V], 0 for truncated tokens. Among tokens that tie at
-    the border of top_p, those of lower id are kept."""
+    """Return each token's probability ÷ the row's largest one [R, V], 0 for truncated tokens. Among ties at the border
+    of top_p, the tokens with lower ids are kept."""
     falls = (scores - best).div_(cuts.temperature)  # log of (probability ÷ the largest), after temperature
     weights = falls.exp()
     if head is None:
@@ -177,9 +178,9 @@ def _draw_from_head(scores: Tensor, tiles: Tensor, best: Tensor, cuts: Cuts, poi
 
 
 def _find_head(scores: Tensor, tiles: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Find the likeliest tokens of each row, descending, ties in the order of ids: (values, ids) [R, size].
+    """Return the likeliest tokens of each row, descending, ties in the order of ids: (values, ids) [R, size].
 
-    They lie in the `size` tiles with the largest maxima; a top-k of the whole row takes several times as long. Tokens
+    They are in the `size` tiles with the largest maxima; a top-k of the whole row takes several times as long. Tokens
     that tie with the last one may be missing.
     """
     best = tiles.topk(size, sorted=False).indices
@@ -191,8 +192,8 @@ def _find_head(scores: Tensor, tiles: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts) -> Tensor:
-    """Count how many of the descending logits top_k, top_p and min_p keep [R, 1]. `whole` is the sum of a row's
-    weights over all tokens, used for rows without top_k."""
+    """Count how many of the descending logits top_k, top_p and min_p keep: [R, 1]. `whole` is the sum of a row's
+    weights over all tokens, for rows without top_k."""
     width = falls.shape[1]
     kept = torch.full_like(falls[:, :1], width, dtype=torch.int64)
     if cuts.top_k is not None:
@@ -211,8 +212,8 @@ def _count_kept(falls: Tensor, weights: Tensor, whole: Tensor | None, cuts: Cuts
 
 
 def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """Make a mask that is True for the fewest tokens, nearest to the entropy by −log p, whose probabilities sum to at
-    least `mass`, and for ties with the last."""
+    """Return a mask of the fewest tokens with probabilities that sum to at least `mass`, in order of the distance of
+    −log p from the entropy. Ties with the last one are included."""
     shares = weights.double() / weights.sum(-1, keepdim=True)
     surprisal = -shares.log()
     distance = (surprisal - (shares * surprisal).nansum(-1, keepdim=True)).abs()
@@ -225,7 +226,7 @@ def _find_typical(weights: Tensor, mass: Tensor) -> Tensor:
 
 
 def _sort(falls: Tensor) -> Tensor:
-    """Sort rows in descending order. numpy sorts with vector instructions, in a tenth of torch's time on a CPU."""
+    """Sort rows in descending order. On a CPU numpy sorts with vector instructions, in a tenth of torch's time."""
     if not _on_host(falls):
         return falls.sort(descending=True).values
     import numpy as np
@@ -240,14 +241,14 @@ def _invert(weights: Tensor, points: Tensor) -> Tensor:
 
 
 def _sum_blocks(weights: Tensor) -> Tensor:
-    """Sum weights by block; the sums are float64, so that rare tokens keep their probability."""
+    """Sum weights by block. The sums are float64, so that rare tokens keep their probability."""
     size = min(BLOCK, weights.shape[1])
     return weights.unflatten(1, (-1, size)).sum(-1).double()
 
 
 def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None = None) -> Tensor:
-    """Find the index [R, 1] at which the cumulative weights reach the target, or with `right` exceed it. Searches the
-    blocks' sums, then inside one block: a cumulative sum of the whole row takes ten times as long."""
+    """Return the index [R, 1] at which the cumulative weights reach the target, or with `right` exceed it. Searches the
+    blocks' sums, then one block: a cumulative sum of the whole row takes ten times as long."""
     sums = _sum_blocks(weights) if sums is None else sums
     blocks = weights.unflatten(1, (sums.shape[1], -1))
     block, rest = _pick(sums, target, right)
@@ -256,8 +257,8 @@ def _search(weights: Tensor, target: Tensor, *, right: bool, sums: Tensor | None
 
 
 def _pick(weights: Tensor, target: Tensor, right: bool) -> tuple[Tensor, Tensor]:
-    """Find the index [R, 1] at which the cumulative `weights` [R, N] reach `target` [R, 1], or with `right` exceed it.
-    An index of weight 0 is never the result. Also returns the target less the weights before that index [R, 1]."""
+    """Return the index [R, 1] at which the cumulative `weights` [R, N] reach `target` [R, 1], or with `right` exceed
+    it, and the target minus the weights before that index [R, 1]. An index of weight 0 is never returned."""
     total = weights.cumsum(-1)
     places = torch.arange(weights.shape[1], device=weights.device)
     last = (places * (weights > 0)).amax(-1, keepdim=True)
