@@ -1,4 +1,4 @@
-"""The gallery: a static site of models, axes and findings, written from the grammar, its prices and its verdicts.
+"""Make the gallery: a static site of models, axes and findings, from the grammar, prices and verdicts.
 
 `model_facts` and `axis_facts` collect plain data; `site` fills the templates with it. A page loads nothing from a
 network, and needs no server.

@@ -13,8 +13,7 @@ from zoo.grammar.vocabulary import AxisChoice, read_choices
 
 @dataclasses.dataclass(frozen=True)
 class AxisFacts:
-    """An axis: its description, and for each choice the page of `zoo explain` with the docstring of its class
-    (`more`)."""
+    """An axis: its description, and for each choice its page of `zoo explain` with the class docstring (`more`)."""
 
     name: str
     what: str
@@ -22,13 +21,13 @@ class AxisFacts:
 
     @property
     def place(self) -> str:
-        """The path of its page within the site."""
+        """Path of the axis' page within the site."""
         return f"axes/{self.name}.html"
 
 
 def collect_axis(name: str, shown: Collection[str]) -> AxisFacts:
-    """Collect the facts of an axis. Choices that most models have come first. Of the packaged models with a choice,
-    only those in `shown` are listed."""
+    """Collect the facts of an axis, most used choices first. Of the packaged models with a choice, only those in
+    `shown` are listed."""
     pages = [_describe(choice, shown) for choice in read_choices(name).values()]
     return AxisFacts(name, key_sentence(name), sorted(pages, key=lambda each: (-len(each["models"]), each["word"])))
 

@@ -14,15 +14,15 @@ from zoo.report.svg import escape_text
 from zoo.units import format_number, format_si
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 300, 64, 14, 12, 42
-"""Size of a chart of curves and its margins, in pixels at full width; on a phone it is drawn smaller."""
+"""Size of a chart of curves and its margins, in pixels at full width. Phones draw it smaller."""
 
 SERIES = 8
-"""Colours of site.css: classes s0, s1 …"""
+"""Number of colours of curves in site.css: the classes s0, s1 …"""
 
 
 @dataclass(frozen=True)
 class LogScale:
-    """A logarithmic scale from `low` and `high` to the pixels `first` and `last`."""
+    """A logarithmic scale that maps `low` to the pixel `first` and `high` to the pixel `last`."""
 
     low: float
     high: float
@@ -34,15 +34,16 @@ class LogScale:
         return self.first + share * (self.last - self.first)
 
     def list_ticks(self, base: int, most: int) -> list[float]:
-        """List the powers of a base within the scale, or every second, third … power if there are more than `most`."""
+        """List the powers of a base within the scale, or every second, third … power so that there are at most
+        `most`."""
         least, last = math.ceil(math.log(self.low, base) - 1e-9), math.floor(math.log(self.high, base) + 1e-9)
         step = -(-(last - least + 1) // most)
         return [float(base) ** power for power in range(least, last + 1, max(step, 1))]
 
 
 def draw_curves(curves: Mapping[str, Sequence[float]], at: Sequence[int], floor: tuple[str, float], title: str) -> str:
-    """Draw bytes by context length, one named curve each, on logarithmic axes. `floor` is a constant, drawn as a dashed
-    line with its name."""
+    """Draw bytes by context length (`at`, in tokens) on logarithmic axes, a curve for each name. `floor` is a constant,
+    drawn as a dashed line."""
     known = [value for each in curves.values() for value in each if value > 0]
     low, high = min([*known, floor[1]]) / 1.6, max([*known, floor[1]]) * 1.6
     xs = LogScale(at[0], at[-1] if len(at) > 1 else 2 * at[0], LEFT, WIDTH - RIGHT)
@@ -81,20 +82,21 @@ def _name_bytes(value: float) -> str:
 
 
 def name_tokens(value: float) -> str:
-    """Write a number of tokens in short: 131072 as 128k, 1048576 as 1M."""
+    """Format a number of tokens: 131072 as 128k, 1048576 as 1M."""
     return f"{value / 2**20:g}M" if value >= 2**20 else f"{value / 1024:.4g}k" if value >= 1024 else f"{value:g}"
 
 
 # ---------------------------------------------------------------- effects
 
 ROW, ACROSS, EDGE = 40, 460, 12
-"""Height of an effect's row, its label above its interval; width of the axis, and the margin on either side."""
+"""Height of an effect's row, with its label above its interval; width of the axis; and the margins on both sides, in
+pixels."""
 
 
 def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:
-    """Draw differences with their confidence intervals, one below the other, on one axis from the smallest to the
-    largest. The margin of equivalence is a band, the source's effect a diamond. The mark of arms at fixed rates is
-    hollow. A difference beyond the axis is an arrow with its number."""
+    """Draw differences with confidence intervals, one below the other, on a common axis. The margin of equivalence is a
+    band, the paper's effect a diamond. For arms with fixed learning rates the mark is hollow. A difference beyond the
+    axis is an arrow with its number."""
     limit, height = find_limit(effects), ROW * len(effects) + 34
     ends = [e for each in effects for e in (*each.interval, -(each.margin or 0), each.margin or 0, each.source or 0)]
     least, most = (max(-limit, 1.1 * min(ends)), min(limit, 1.1 * max(ends)))
@@ -145,7 +147,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class YearMark:
-    """A model on the timeline: its link, year, parameters, colour index and text."""
+    """A model on the timeline: link, year, parameters, colour index and text."""
 
     href: str
     name: str
@@ -155,8 +157,8 @@ class YearMark:
 
 
 def draw_years(marks: Sequence[YearMark], title: str) -> str:
-    """Draw models by year and number of parameters, on a logarithmic axis, each as a link. The place within a year is
-    arbitrary: it spreads models of one size, by the golden ratio."""
+    """Draw models by year and number of parameters, on a logarithmic axis, each as a link. The position within a year
+    has no meaning: the golden ratio spreads models of one size."""
     years = range(min(each.year for each in marks), max(each.year for each in marks) + 1)
     width, height = LEFT + 128 * len(years) + RIGHT, 460
     ys = LogScale(min(m.params for m in marks) / 1.5, max(m.params for m in marks) * 1.5, height - BOTTOM, TOP)

@@ -1,5 +1,4 @@
-"""Collect the gallery's facts on families: their lineage, their measured difference from the reference, and their
-packaged models."""
+"""Collect the gallery's facts on families: lineage, measured difference from the reference, and packaged models."""
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ MEASURED, NOTES = (Path(__file__).parent / name for name in ("measured.yaml", "n
 
 @dataclasses.dataclass(frozen=True)
 class FamilyFacts:
-    """A family: what it is based on (`like`, "" for none), and its measured `difference` from the reference."""
+    """A family of models: the family it is based on (`like`, "" for none), and its measured `difference` from the
+    reference implementation."""
 
     name: str
     title: str
@@ -42,25 +42,25 @@ def read_families() -> dict[str, FamilyFacts]:
 
 @functools.cache
 def read_measured() -> dict[str, Any]:
-    """Read how the families' differences from their references were measured (`by`), and the `difference` of each."""
+    """Read how the families' differences from the reference were measured (`by`), and each family's `difference`."""
     return load_yaml(MEASURED)
 
 
 @functools.cache
 def read_notes() -> dict[str, dict]:
-    """Read the gallery's notes on models that are not in the models' own files."""
+    """Read the gallery's notes on models, which are not in the models' own files."""
     return load_yaml(NOTES)
 
 
 def find_family(model: str) -> FamilyFacts | None:
-    """Find the family of a packaged model; None if the gallery's notes do not name the model."""
+    """Return the family of a packaged model. None if the gallery's notes do not name the model."""
     patterns = read_notes()["families"]
     name = next((name for pattern, name in patterns.items() if fnmatch.fnmatchcase(model, pattern)), None)
     return None if name is None else read_families()[name]
 
 
 def trace_lineage(family: FamilyFacts) -> list[FamilyFacts]:
-    """List a family and its ancestors, the oldest first."""
+    """List a family and its ancestors, oldest first."""
     line = [family]
     while line[0].like:
         line.insert(0, read_families()[line[0].like])
@@ -68,8 +68,7 @@ def trace_lineage(family: FamilyFacts) -> list[FamilyFacts]:
 
 
 def list_children(name: str) -> list[FamilyFacts]:
-    """List the families that are based directly on this one, the earliest source first. For "", list the families based
-    on none."""
+    """List the families based directly on this one, earliest source first. For "", list the families without a base."""
     return sorted((each for each in read_families().values() if each.like == name), key=lambda each: _order(each))
 
 
@@ -78,6 +77,6 @@ def _order(family: FamilyFacts) -> tuple[int, str]:
 
 
 def find_year(source: str) -> int | None:
-    """Find the last year that a source names."""
+    """Return the last year in a source. None if there is none."""
     years: Iterable[str] = re.findall(r"\b(?:19|20)\d\d\b", source)
     return max(map(int, years), default=None)

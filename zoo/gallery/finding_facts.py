@@ -1,4 +1,4 @@
-"""Collect the stored verdicts of the recipes: as effects to draw, as tables, and by the axes that their arms change."""
+"""Collect the stored verdicts of recipes: as effects to draw, as tables, and by the axes that their arms change."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ ACCURACIES = "accuracy (probes): arm − other (higher is better)"
 """Titles of the panels of the forest plot."""
 
 GUESS = "a guess"
-"""What stands where an architecture reaches no level and is no better than a guess."""
+"""Text for an architecture that reaches no level and is no better than a guess."""
 
 
 def read_kept() -> Kept:
-    """Read the recipes that have a verdict, each with the verdict."""
+    """Read the recipes that have a stored verdict, each with its verdict."""
     return {name: (find_recipe(name)[1], outcome) for name in list_recipes() if (outcome := find_outcome(name))}
 
 
@@ -57,7 +57,7 @@ def list_effects(kept: Kept) -> list[tuple[str, list[DrawnEffect]]]:
 
 
 def _read_effect(recipe: Experiment, each: Finding, label: str) -> DrawnEffect | None:
-    """Read the effect of a finding to draw; None for a bound, and for a comparison with runs that diverged."""
+    """Return the effect of a finding, for drawing. None for a bound, and for a comparison with diverged runs."""
     if each.p is None or each.value is None or each.interval is None:
         return None
     fixed = describe_rates(recipe) == FIXED
@@ -70,7 +70,7 @@ def _read_effect(recipe: Experiment, each: Finding, label: str) -> DrawnEffect |
 
 @dataclasses.dataclass(frozen=True)
 class FindingFacts:
-    """A recipe with its verdict, in the form that pages show."""
+    """A recipe with its verdict, in the form of the gallery's pages."""
 
     name: str
     recipe: Experiment
@@ -78,7 +78,7 @@ class FindingFacts:
 
     @property
     def axes(self) -> set[str]:
-        """The axes, and the keys of the model, that the arms set."""
+        """The axes and the model's keys that the arms set."""
         words = (each for overrides in self.recipe.arms.values() for each in overrides)
         return {re.split(r"[.=]", each.lstrip("+~").removeprefix("model."))[0] for each in words}
 
@@ -95,8 +95,7 @@ class FindingFacts:
         return describe_registration(self.outcome.registration, self.recipe)
 
     def list_verdicts(self) -> list[dict[str, str]]:
-        """List each comparison in words: its arms, the expected and the found verdict, and the difference with its
-        metric."""
+        """List each comparison in words: arms, expected verdict, found verdict, and difference with its metric."""
         return [
             {
                 "pair": describe_pair(each),
@@ -108,7 +107,7 @@ class FindingFacts:
         ]
 
     def list_tables(self) -> Iterator[tuple[str, Any, list[Any]]]:
-        """List the tables of the page: title, header and rows."""
+        """Yield the tables of the page: title, header and rows."""
         own = self.outcome
         yield "Expected and found", FINDINGS, [list_cells(each, self.recipe, own.level) for each in own.findings]
         yield "Arms", *list_arms(self.recipe, self.outcome)
@@ -118,7 +117,7 @@ class FindingFacts:
 
     @property
     def pictures(self) -> list[Any]:
-        """Draw the effects of each metric, withdrawn ones too, as the page marks them."""
+        """SVG pictures of the effects, one for each metric. Withdrawn verdicts are included; the page marks them."""
         panels: dict[str, list[DrawnEffect]] = {}
         for each in self.outcome.findings:
             if effect := _read_effect(self.recipe, each, describe_pair(each)):
@@ -128,8 +127,8 @@ class FindingFacts:
 
 
 def list_card_rows() -> tuple[list[str], list[list[str]]]:
-    """List a header with the probes and their hardest levels, and a row for each architecture of recipes/cards with
-    the level that it reaches."""
+    """List the probes with their hardest levels as a header, and for each architecture of recipes/cards a row with the
+    levels that it reaches."""
     cards = {name: {each.probe: each for each in own} for name, own in read_cards().items()}
     probes = {probe: each for own in cards.values() for probe, each in own.items()}
     header = [f"{probe}, of {max(each.chances)} {each.level_is}" for probe, each in probes.items()]
@@ -144,6 +143,6 @@ def _format_cell(outcome: ProbeOutcome | None) -> str:
 
 
 def list_findings() -> list[FindingFacts]:
-    """List all recipes that have a verdict, those that are withdrawn last."""
+    """List all recipes with a stored verdict, withdrawn ones last."""
     found = [FindingFacts(name, *each) for name, each in read_kept().items()]
     return sorted(found, key=lambda each: bool(each.recipe.withdrawn))

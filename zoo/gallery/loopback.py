@@ -1,4 +1,4 @@
-"""Serve a gallery's folder to browsers on this machine: only on the loopback address, and only files of the folder."""
+"""Serve a gallery's folder to browsers on this machine: only on the loopback address, and only files in the folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TYPES = {
     ".json": "application/json",
     ".gz": "application/octet-stream",  # unpacked by the page, so no encoding of the transfer
 }
-"""Types of files that a browser insists on, whatever this machine's own table says."""
+"""Content types that browsers require. They replace this machine's own table."""
 
 
 def open_server(folder: Path, port: int = 8000) -> ThreadingHTTPServer:
-    """Open a server of the folder on 127.0.0.1; port 0 takes a free one. Raises ConfigError for a folder without a
-    front page, and for a port that is taken."""
+    """Open a server of the folder on 127.0.0.1. Port 0 takes a free port. Raises ConfigError for a folder without a
+    front page, and for a port in use."""
     if not (folder / "index.html").is_file():
         raise ConfigError(f"serve: {folder} has no index.html (zoo gallery {folder} writes one)")
     try:
@@ -31,8 +31,8 @@ def open_server(folder: Path, port: int = 8000) -> ThreadingHTTPServer:
 
 
 class FolderHandler(SimpleHTTPRequestHandler):
-    """Answer GET and HEAD requests with files of one folder. Links that lead out of it, and listings, give "not
-    found"."""
+    """Answer GET and HEAD requests with files of one folder. The answer to links that lead out of it, and to folders
+    without a page, is "not found"."""
 
     def guess_type(self, path: Any) -> str:
         return TYPES.get(Path(path).suffix) or super().guess_type(path)
@@ -51,4 +51,4 @@ class FolderHandler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Print nothing: a page is dozens of requests."""
+        """Print nothing, because a page causes dozens of requests."""

@@ -1,5 +1,4 @@
-"""Collect the facts of a model's page: its figures from `price`, its cache by engine, the GPUs that hold it, its
-YAML."""
+"""Collect the facts of a model's page: figures from `price`, cache by engine, GPUs that can hold the model, YAML."""
 
 from __future__ import annotations
 
@@ -33,15 +32,15 @@ from zoo.paths import conf_dir
 from zoo.report.glance import list_first_figures
 
 SHORTEST = 128
-"""The shortest context of a curve, in tokens. Further ones are its doubles, and the model's own."""
+"""Shortest context of a curve, in tokens. It is doubled up to the model's own context."""
 
 SERVED = 8192
-"""Tokens of the context for which a GPU's batch is found, beside the model's own."""
+"""Context, in tokens, for which a GPU's largest batch is computed, in addition to the model's own context."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A model in the gallery. `name` is the name of its page, `target` the argument for commands."""
+    """A model in the gallery. `name` is the name of its page, `target` its name on the command line."""
 
     name: str
     target: str
@@ -56,7 +55,7 @@ class ModelFacts:
 
     @property
     def note(self) -> str:
-        """The note on what is special about the model."""
+        """A note on the model's special features; "" if there is none."""
         return str(self.about.get("note", ""))
 
     @property
@@ -65,7 +64,7 @@ class ModelFacts:
 
     @property
     def year(self) -> int | None:
-        """The year of the model's source; None if its source names none, or if it only follows a published recipe."""
+        """The year in the model's source. None without a year, or if the model only follows a published recipe."""
         return None if "the recipe of" in self.source else find_year(self.source)
 
     @property
@@ -74,7 +73,7 @@ class ModelFacts:
 
     @property
     def place(self) -> str:
-        """The path of the model's page within the site."""
+        """Path of the model's page within the site."""
         return f"models/{self.name}.html"
 
     @property
@@ -87,12 +86,12 @@ class ModelFacts:
 
     @property
     def patterns(self) -> dict[str, str]:
-        """The number and the pattern of layers of each tower."""
+        """Number and pattern of layers, by tower."""
         return {tower.where: _say_pattern(tower.folds) for tower in self.plan.towers}
 
     @property
     def depths(self) -> str:
-        """The number of layers of each tower."""
+        """Number of layers of each tower: `12 + 12`."""
         return " + ".join(str(len(tower.pattern)) for tower in self.spec.towers().values())
 
     @property
@@ -105,16 +104,16 @@ class ModelFacts:
 
     @functools.cached_property
     def plan(self) -> ModelPlan:
-        """The plan of the model's figures."""
+        """Plan of the model's drawings."""
         return plan_model(self.spec, self.title)
 
     def list_first(self) -> list[tuple[str, str]]:
-        """List the first sentences of the output of `zoo stats`."""
+        """List the headline figures of `zoo stats`, each as (label, text)."""
         setup = Setup()
         return list_first_figures(self.figures, setup, find_holders(self.spec, setup, self.figures))
 
     def list_contexts(self) -> list[int]:
-        """List doubling context lengths up to the model's own. They are whole pages of every engine, so that curves
+        """List context lengths, doubled up to the model's own. Each fills whole pages in every engine, so that curves
         differ by the tokens kept and not by rounding."""
         longest = self.spec.max_seq_len
         return [*(at for power in range(32) if (at := SHORTEST << power) < longest), longest]
@@ -128,14 +127,14 @@ class ModelFacts:
         }
 
     def explain(self) -> list[dict[str, Any]]:
-        """List the formulas of parameters and cache, as `zoo stats --explain` does."""
+        """List the formulas of parameters and cache, as rows of `zoo stats --explain`."""
         traced = trace_spec(self.spec)
         lines = list_parameter_lines(tabulate(traced))
         return [line.row() for line in [*lines, *(list_cache_lines(traced, Setup()) if self.generates else [])]]
 
     def list_holders(self) -> list[dict[str, Any]]:
         """List, for each GPU, the smallest number that holds the weights and one sequence, and the number of sequences
-        that these then hold: of SERVED tokens, and of the model's own context. Prompts are read in small parts."""
+        that these GPUs hold: at SERVED tokens, and at the model's own context. Prefill is in small chunks."""
         short, long = min(SERVED, self.spec.max_seq_len), self.spec.max_seq_len
         rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
         found = find_fewest_gpus(self.spec, Setup(context=short), rooms, prefill=False)
@@ -155,12 +154,12 @@ class ModelFacts:
 
     @functools.cached_property
     def published(self) -> list[dict[str, Any]]:
-        """The figures that others publish for this model, beside ours."""
+        """Figures for this model from other publications, each with Zoo's figure."""
         return list_published(self.target, self.spec)
 
     def describe_shape(self) -> dict[str, Any]:
-        """Describe the architecture by dotted path, without unset fields. Kinds of layer are numbered, so that two
-        models can be compared although they name their kinds differently."""
+        """Return the architecture as values by dotted path, without unset fields. Kinds of layer are numbered, so that
+        models with different names for kinds can be compared."""
         order: dict[str, int] = {}
 
         def number(kind: re.Match[str]) -> str:
@@ -173,8 +172,8 @@ class ModelFacts:
 
 
 def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
-    """Collect the facts of a packaged model, or of a file or folder named by the user. Raises ConfigError for a model
-    that cannot be read."""
+    """Collect the facts of a packaged model, or of a user's file or folder. Raises ConfigError for a model that cannot
+    be read."""
     composed = compose_model(target)
     spec = spec_of_composed(composed)
     title = Path(target).stem if is_file(target) else target
@@ -183,8 +182,8 @@ def collect_model(target: str, about: Mapping[str, Any]) -> ModelFacts:
 
 
 def _say_pattern(folds: Sequence[Fold]) -> str:
-    """Say how many layers there are and how their kinds follow one another, folded as in the drawing: `24: (local,
-    global) × 12`."""
+    """Format the number of layers and the sequence of their kinds, folded as in the drawing: `24: (local, global) ×
+    12`."""
     count = sum(number * fold.times for fold in folds for _, number in fold.runs)
     if len({kind for fold in folds for kind, _ in fold.runs}) == 1:
         return f"{count}"
@@ -194,7 +193,7 @@ def _say_pattern(folds: Sequence[Fold]) -> str:
 
 
 def _read_yaml(target: str, composed: Composed) -> str:
-    """Read a packaged model's file with its comments. Of another model, write what a person would."""
+    """Read a packaged model's file with its comments. For other models, write the YAML from the composed config."""
     if is_file(target):
         return to_plain_yaml(composed.cfg)
     text = (conf_dir() / "model" / f"{target}.yaml").read_text(encoding="utf-8")
@@ -202,7 +201,7 @@ def _read_yaml(target: str, composed: Composed) -> str:
 
 
 def list_published(model: str, spec: Any) -> list[dict[str, Any]]:
-    """List the figures that others publish for a packaged model beside ours, with the reasons for differences."""
+    """List the published figures of a packaged model, each with Zoo's figure and the reason for a difference."""
     notes = read_notes()
     rows = [each for each in notes["published"] if each["model"] == model]
     return [
@@ -217,7 +216,7 @@ def list_published(model: str, spec: Any) -> list[dict[str, Any]]:
 
 
 def _face(spec: Any, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a published figure beside ours, and for a cache beside that of an engine that reserves pages."""
+    """Pair a published figure with Zoo's; for a cache also with that of a paged engine."""
     if "figure" in row:
         ours = look_up_figure(price(spec, parts=[row["figure"]]), row["figure"])
         return {"figure": row["figure"], "theirs": row["theirs"], "ours": ours, "unit": ""}
@@ -228,7 +227,7 @@ def _face(spec: Any, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tidy(node: Any) -> Any:
-    """Leave out what is unset, and write patterns in short."""
+    """Copy plain data without unset values and with patterns in short form."""
     if isinstance(node, Mapping):
         return dict(_tidy_items(node))
     return [_tidy(each) for each in node] if isinstance(node, list | tuple) else node

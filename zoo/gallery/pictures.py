@@ -1,4 +1,4 @@
-"""Draw figures for pages: a model's architecture, its layers as a strip beside its name, the choices of an axis."""
+"""Draw pictures for pages: a model's architecture, its layers as a small strip, the choices of an axis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.model.attention.base import Attention
 from zoo.report.svg import escape_text
 
 LONG, TALL = 240.0, 18.0
-"""Size of the strip of a tower's layers, in pixels."""
+"""Width and height of the strip of a tower's layers, in pixels."""
 
 
 def draw_figure(plan: ModelPlan) -> Any:
@@ -26,8 +26,8 @@ def draw_figure(plan: ModelPlan) -> Any:
 
 
 def draw_strips(plan: ModelPlan) -> Any:
-    """Draw the layers of each tower as a strip without text, from left to right, coloured by component. Cells of the
-    same colour are one path."""
+    """Draw the layers of each tower as a strip without text, from left to right, coloured by component. Cells of one
+    colour are one SVG path."""
     rows = []
     for tower in plan.towers:
         colors = {layer.kind: list_colors(layer) for layer in tower.layers}
@@ -44,11 +44,11 @@ def draw_strips(plan: ModelPlan) -> Any:
 
 
 CELL = 9
-"""Size of a cell of a mask, in pixels."""
+"""Side of a mask's cell, in pixels."""
 
 
 def draw_choices(axis: str) -> dict[str, Any]:
-    """Draw the choices of an axis that have a figure, by name: the mask of an attention, the wiring of a block."""
+    """Draw the choices of an axis that have a figure, by name: the mask of an attention, the structure of a block."""
     found = {each.name: _draw_choice(axis, each) for each in (list_choices(axis) if axis in list_axes() else ())}
     return {name: mark_safe(svg) for name, svg in found.items() if svg}
 
@@ -63,7 +63,8 @@ def _draw_choice(axis: str, choice: Choice) -> str:
 
 
 def _draw_mask(grid: MaskGrid, color: str, title: str) -> str:
-    """Draw a grid, queries downwards and keys to the right; keys that stand for several tokens in a grid of its own."""
+    """Draw a mask's grid, queries downwards and keys to the right. Keys that each stand for several tokens get a second
+    grid."""
     side = CELL * len(grid.seen)
     width = side + 1 + (side + 16 if grid.pooled else 0)
     drawn = [

@@ -17,13 +17,13 @@ ASSETS = HOME / "assets"
 
 
 def render_template(name: str, place: str, **values: Any) -> str:
-    """Render a template as the page `place`, a path within the site. All values are escaped, except SVG that is marked
-    safe. `root`, the path to the site's front page, is the start of a template's links."""
+    """Render a template as the page at `place`, a path within the site. All values are escaped, except SVG that is
+    marked safe. In templates `root` is the path to the site's front page, for links."""
     return _open_templates().get_template(name).render(root="../" * place.count("/"), place=place, **values)
 
 
 def mark_safe(svg: str) -> Any:
-    """Mark SVG as safe, because its texts are escaped already: a template then inserts it unchanged."""
+    """Mark SVG as safe, so that a template inserts it unchanged. Its texts are already escaped."""
     from markupsafe import Markup
 
     return Markup(svg)
@@ -46,10 +46,10 @@ def _format_bytes(value: float) -> str:
 
 
 def _mark_code(text: str) -> Any:
-    """Mark what stands between backticks as code."""
+    """Mark text between backticks as code."""
     return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape_text(text)))
 
 
 def _clean_value(value: object) -> Any:
-    """Escape the control characters of a text, which HTML does not allow. Texts marked safe are SVG."""
+    """Escape the control characters of a text, which HTML forbids. Texts marked safe (SVG) are unchanged."""
     return escape_controls(value) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""Write the gallery into a folder: one page per model, one per axis, and the pages around them."""
+"""Write the gallery into a folder: one page per model, one per axis, and the pages that link to them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from zoo.grammar.vocabulary import list_axes
 from zoo.report.price_plot import join_equal
 
 FIGURES = "figures.js"
-"""The figures that pages sort and compare by. A folder that has this file is known as a gallery."""
+"""File of the figures for sorting and comparison. A folder with this file is recognised as a gallery."""
 
 DOCS = "docs"
-"""The folder of Zoo's docs, which `make site` writes before the gallery."""
+"""Folder of Zoo's docs. `make site` writes it before the gallery."""
 
 COLUMNS = (
     ("params.total", "parameters", "params"),
@@ -52,15 +52,15 @@ COLUMNS = (
     ("shape.vocab_size", "vocabulary", ""),
     ("shape.year", "year", "year"),
 )
-"""Dotted paths of figures to sort and compare by, with their labels and units."""
+"""Figures for sorting and comparison: dotted path, label and unit."""
 
 GROUPS = ("decoder", "mixture of experts", "recurrent or hybrid", "encoder", "encoder-decoder")
-"""Groups of models that the timeline colours."""
+"""Groups of models, by which the timeline is coloured."""
 
 
 def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
-    """Write the site of the packaged models, and of the models named by `targets`, into a folder; return the number of
-    files. Raises ConfigError for a folder that holds something else, and for a model that cannot be read."""
+    """Write the site of the packaged models, and of the models in `targets`, into a folder. Return the number of files.
+    Raises ConfigError for a folder that holds something else, and for a model that cannot be read."""
     there = {each.name for each in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
     if FIGURES not in there and there - {DOCS}:
         raise ConfigError(
@@ -80,7 +80,7 @@ def write_site(folder: Path, targets: Sequence[str] = ()) -> int:
 
 
 def _collect_models(targets: Sequence[str]) -> list[ModelFacts]:
-    """Collect the packaged models without their other names, smallest first, then those that the user named."""
+    """Collect the packaged models without aliases, smallest first, then the user's models."""
     packaged = [each for each in read_models() if not each["note"].startswith("another name")]
     found = [collect_model(each["name"], each) for each in packaged]
     names = {each.name for each in found}
@@ -93,7 +93,7 @@ def _collect_models(targets: Sequence[str]) -> list[ModelFacts]:
 
 
 def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str]]:
-    """List the files of the site with their texts."""
+    """Yield the files of the site: path and text."""
     kept, findings, names = read_kept(), list_findings(), {each.name for each in models}
     axes = [collect_axis(name, names) for name in list_axes()]
     render = partial(render_template, version=zoo.__version__, measured=read_measured()["by"], docs=docs)
@@ -119,7 +119,7 @@ def _list_files(models: list[ModelFacts], docs: bool) -> Iterator[tuple[str, str
 
 
 def list_figures(models: Sequence[ModelFacts]) -> dict[str, Any]:
-    """List the data for sorting, searching and comparing models: the columns, and each model's figures, cache and
+    """Return the data for sorting, searching and comparing models: the columns, and each model's figures, cache and
     architecture."""
     return {
         "columns": [{"path": path, "label": label, "unit": unit} for path, label, unit in COLUMNS],
@@ -144,7 +144,7 @@ def _list_figures(facts: ModelFacts) -> dict[str, Any]:
 
 
 def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any]:
-    """Collect the values for the template of a model's page."""
+    """Return the values for the template of a model's page."""
     near = min((each for each in models if each is not facts), key=partial(_measure_gap, facts))
     caches = facts.list_caches() if facts.generates else {}
     curves = join_equal(caches)
@@ -168,7 +168,7 @@ def show_model(facts: ModelFacts, models: Sequence[ModelFacts]) -> dict[str, Any
 
 
 def list_commands(facts: ModelFacts, near: ModelFacts) -> list[str]:
-    """List useful commands for a model: the one that prints its page's figures, and next steps."""
+    """List useful commands for a model: the command that prints the page's figures, and next steps."""
     name = shlex.quote(facts.target)
     lines = [f"zoo stats {name} --explain", f"zoo diff {name} {shlex.quote(near.target)}"]
     lines += [f"zoo draw {name} --card --out card.png"]
@@ -201,8 +201,8 @@ def _show_timeline(models: Sequence[ModelFacts]) -> dict[str, Any]:
 
 
 def group_model(facts: ModelFacts) -> str:
-    """Return the model's group of GROUPS: whether a mixer updates a recurrent state (a convolution's last tokens do not
-    count), whether the model has experts, or whether it is a plain decoder."""
+    """Return the model's group in GROUPS. A decoder is recurrent or hybrid if a mixer updates a recurrent state (a
+    convolution's last tokens do not count), else a mixture of experts if it has experts."""
     if facts.kind != "decoder":
         return facts.kind
     if any(each.attention.state_flops() for tower in facts.spec.towers().values() for each in tower.blocks.values()):

@@ -1,4 +1,4 @@
-"""The playground: change a model's axes and sizes in the browser, and see its drawing and exact price.
+"""Make the playground: change a model's axes and sizes in the browser, and see the drawing and exact price.
 
 Zoo's own pricing runs there, unmodified, in Pyodide (CPython for WebAssembly) within a web worker. `packing` zips the
 modules that pricing imports, `pyodide` finds Pyodide's files, `form_data` lists the choices of the form, and

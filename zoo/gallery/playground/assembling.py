@@ -22,12 +22,12 @@ PLACE = "playground/index.html"
 ASSETS = ("playground.js", "playground.css", "worker.js")
 
 FIRST = "defaults: [/model/llama3-8b@_here_]\n"
-"""The text that the page shows before it has a change: its answer is written into the page."""
+"""The page's initial text. Its price is written into the page."""
 
 
 def write_page(site: Path, **values: Any) -> int:
-    """Write the page into the folder of a site. It contains the first answer, so that it can be shown before the
-    computing parts are loaded. Return the number of files."""
+    """Write the page into the folder of a site. The price of the first text is included, so that it shows before the
+    pricing code has loaded. Return the number of files."""
     site = site.resolve()
     folder = (site / PLACE).parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,9 +42,9 @@ def write_page(site: Path, **values: Any) -> int:
 
 
 def write_parts(site: Path, pyodide: Path | None) -> bool:
-    """Write the computing parts of the page: Pyodide and the zip of modules. `pyodide` has Pyodide's files (None: Zoo's
-    cache, filled from the registries if needed). Return whether the modules could be compiled, which halves the time to
-    the first price. Raises ConfigError for unavailable files.
+    """Write the page's pricing code: Pyodide and the zip of modules. `pyodide` is a folder with Pyodide's files (None:
+    Zoo's cache, filled from the registries if needed). Return whether the modules could be compiled, which halves the
+    time to the first price. Raises ConfigError for unavailable files.
 
     The largest file is compressed, so that any server sends it small; the worker unpacks it.
     """

@@ -13,11 +13,11 @@ from zoo.grammar.keys import BASES, STRUCTURE
 from zoo.grammar.vocabulary import AxisChoice, describe_axis, list_axes, list_filled, read_choices
 
 SETUP = ("context", "batch", "dtype", "cache_dtype", "engine", "optimizer", "precision", "recompute")
-"""Fields of a set-up that the form offers."""
+"""Fields of the set-up (`zoo.costs.Setup`) in the form."""
 
 
 def list_form() -> dict[str, Any]:
-    """List the form as plain data: `models`, `axes`, `fields` by axis and kind, `keys`, and the `setup`."""
+    """Return the form as plain data: `models`, `axes`, `fields` by axis and kind, `keys`, and the `setup`."""
     axes = [axis for axis in dict.fromkeys([*BASES, *list_slots()]) if axis in list_axes()]
     return {
         "models": [{"name": each["name"], "title": each["title"], "note": each["note"]} for each in read_models()],
@@ -36,7 +36,7 @@ def _list_choices(axis: str) -> dict[str, dict[str, str]]:
 
 
 def _pick_kinds(axis: str) -> Iterator[tuple[str, AxisChoice]]:
-    """Pick for each kind of an axis the choice of its name, else the first."""
+    """Yield, for each kind of an axis, the choice with the kind's name, or else the first choice of that kind."""
     found: dict[str, AxisChoice] = {}
     for word, choice in read_choices(axis).items():
         if choice.spec.kind not in found or word == choice.spec.kind:
@@ -45,7 +45,7 @@ def _pick_kinds(axis: str) -> Iterator[tuple[str, AxisChoice]]:
 
 
 def _list_fields(choice: AxisChoice, above: str = "") -> Iterator[dict[str, Any]]:
-    """List the fields of a choice; those of a node follow it, as `gate.over`."""
+    """Yield the fields of a choice. The fields of a node follow the node, as `gate.over`."""
     for field in choice.fields.values():
         options, free = list_options(field.schema)
         shown = {"name": f"{above}{field.name}", "what": field.sentence, "default": choice.describe_default(field.name)}
@@ -55,7 +55,7 @@ def _list_fields(choice: AxisChoice, above: str = "") -> Iterator[dict[str, Any]
 
 
 def list_options(schema: Mapping[str, Any]) -> tuple[list[Any], bool]:
-    """List the values that a field's schema names, and tell whether other values are allowed, such as numbers."""
+    """Return the values in a field's schema, and whether other values, such as numbers, are allowed."""
     if "anyOf" in schema:
         parts = [list_options(each) for each in schema["anyOf"]]
         return list(dict.fromkeys(value for values, _ in parts for value in values)), any(free for _, free in parts)

@@ -1,5 +1,5 @@
-"""Answer a request of the playground's page: from a model's YAML and a set-up, compute its figures beside those of the
-model that it starts from.
+"""Answer a request of the playground's page: price a model's YAML under a set-up, and compare it with the model that
+the YAML starts from.
 
 This runs in the browser. It calls the functions of `zoo stats`, without torch.
 """
@@ -35,13 +35,13 @@ from zoo.report.glance import list_first_figures
 from zoo.units import format_change, format_figure
 
 FILE, PUBLISHED = Path("model.yaml"), Path("config.json")
-"""Names under which the page's text is read: a model's YAML, or the config.json of a published model."""
+"""File names for the page's text: a model's YAML, or the config.json of a published model."""
 
 START = re.compile(r"^defaults:\s*\[?\s*(?:-\s*)?['\"]?/model/([\w.-]+)@_here_", re.MULTILINE)
-"""Matches the packaged model that a text starts from."""
+"""Matches the packaged model that a YAML text starts from."""
 
 POINTS = 10
-"""Context lengths at which the cache is priced for its curve, each twice the one before."""
+"""Number of context lengths at which the curve of the cache is priced. Each is twice the one before."""
 
 FIGURES = {
     "params.total": ("parameters", "params"),
@@ -54,12 +54,12 @@ FIGURES = {
     "memory.generate_peak": ("memory to generate", "B"),
     "memory.train_peak": ("memory to train", "B"),
 }
-"""The figures that the page shows first: the label and unit of each, by its path in `zoo stats --json`."""
+"""The page's headline figures: label and unit, by path in `zoo stats --json`."""
 
 
 @dataclass(frozen=True)
 class PricedModel:
-    """A model with its price under a set-up, and its YAML as a person would write it."""
+    """A model with its price under a set-up, and its YAML in short form."""
 
     spec: Any
     setup: Setup
@@ -69,14 +69,14 @@ class PricedModel:
 
     @functools.cached_property
     def told(self) -> dict[str, str]:
-        """The summary of `zoo stats`, by label."""
+        """The headline figures of `zoo stats`, by label."""
         return dict(list_first_figures(self.figures, self.setup, find_holders(self.spec, self.setup, self.figures)))
 
     @functools.cached_property
     def gpus(self) -> dict[str, tuple[int, int]]:
-        """The smallest number of each GPU, by name, that holds the weights and one sequence of the context, and how
-        many sequences these hold; (0, 0) if no machine with this GPU suffices. Empty for a model that does not
-        generate."""
+        """For each GPU by name, the smallest number that holds the weights and one sequence of the context, and the
+        number of sequences that these GPUs hold. (0, 0) if no machine with this GPU suffices. Empty for a model that
+        does not generate."""
         if "kv_cache" not in self.figures["memory"]:
             return {}
         rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
@@ -100,8 +100,8 @@ class PricedModel:
 
 
 def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Price the `text` of a request under the fields of its `setup`. The answer has figures, drawing and YAML, or else
-    `faults`, each with the `path` of the key at fault."""
+    """Price the `text` of a request under its `setup`. The answer has figures, drawing and YAML, or else `faults`, each
+    with the `path` of the faulty key."""
     text = _edit(request["text"], request.get("edits", ()))
     found = START.search(text)
     answer = {"text": text, "start": found[1] if found else None}
@@ -116,7 +116,7 @@ def answer_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare_models(start: PricedModel, now: PricedModel, name: str) -> dict[str, Any]:
-    """Show a model beside the one that it starts from, as plain data."""
+    """Compare a model with the one that it starts from, as plain data."""
     return {
         "yaml": now.yaml,
         "values": yaml.safe_load(now.yaml),
@@ -132,8 +132,8 @@ def _compare_models(start: PricedModel, now: PricedModel, name: str) -> dict[str
 
 
 def _edit(text: str, edits: Sequence[Mapping[str, Any]]) -> str:
-    """Set the values that the form changed. A config.json is first written as a model's YAML. A text that cannot be
-    read is left as it is: its faults are told when it is priced."""
+    """Set the values that the form changed. A config.json is first converted to a model's YAML. A text that cannot be
+    read is returned unchanged: pricing will report its faults."""
     try:
         if edits and _is_published(text):
             text = _price_text(text, Setup()).yaml
@@ -176,13 +176,13 @@ def _price_target(target: str | Path, setup: Setup) -> PricedModel:
 
 
 def _locate(fault: str) -> dict[str, str]:
-    """Split a fault into the path of its key ("" for the whole text) and its words."""
+    """Split a fault into the path of its key ("" for the whole text) and its text."""
     place = re.match(rf"(?:{re.escape(str(FILE))}:)?(?:\d+:)*\s*(?:([\w.]+): )?", fault)
     return {"path": place[1] or "" if place else "", "text": fault}
 
 
 def _compare(start: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """List the first figures of both models; a figure that neither has is left out."""
+    """Yield the headline figures of both models. A figure that neither model has is left out."""
     one, other = flatten(start), flatten(now)
     for path, (label, unit) in FIGURES.items():
         found = compare_values(one.get(path), other.get(path))
@@ -198,7 +198,7 @@ def _pair(start: Mapping[str, int], now: Mapping[str, int]) -> list[tuple[str, i
 
 
 def _draw_model(start: PricedModel, now: PricedModel, name: str) -> dict[str, str]:
-    """Draw the model; a changed one beside the model that it starts from, with what differs lit."""
+    """Draw the model. A changed model is drawn next to the one that it starts from, with differences highlighted."""
     plan = plan_model(now.spec, name, now.setup)
     if now.spec == start.spec:
         scene = draw_model(plan)
@@ -208,7 +208,8 @@ def _draw_model(start: PricedModel, now: PricedModel, name: str) -> dict[str, st
 
 
 def _draw_cache(start: PricedModel, now: PricedModel) -> dict[str, Any]:
-    """Draw the bytes of the cache by context beside those of the weights; nothing for a model that keeps none."""
+    """Draw the bytes of the cache by context length, with the bytes of the weights as a line. Empty for a model without
+    a cache."""
     longest = min(start.longest, now.longest)  # learned positions may end there
     contexts = [at for step in range(POINTS) if (at := longest >> (POINTS - 1 - step))]
     caches = {"start": start.list_caches(contexts), "now": now.list_caches(contexts)}

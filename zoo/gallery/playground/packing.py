@@ -1,5 +1,5 @@
-"""Zip the modules that pricing imports, for Pyodide: Zoo's torch-free layers, their configuration, and the libraries
-below them."""
+"""Zip the modules that pricing imports, for Pyodide: Zoo's torch-free packages, their configuration, and the libraries
+that they use."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ ZOO = Path(__file__).parents[2]
 LAYERS = (
     "analysis compose costs distributed drawing families gallery/playground grammar kernels model report spec untrusted"
 )
-"""Folders of Zoo that a price and its drawing may import. The layers above need torch or a terminal."""
+"""Folders of Zoo that pricing and drawing may import. The other folders need torch or a terminal."""
 
 MODULES = "gallery/__init__ gallery/charts"
-"""Files of Zoo beside them, and those at its top."""
+"""Further files of Zoo, in addition to the folders of LAYERS and the files at the top."""
 
 LEFT_OUT = (
     *("analysis/scaling/", "analysis/verdict/", "report/verdict", "report/run_page"),
     *("antlr4/xpath/", "hydra/extra/", "hydra/test_utils/"),
     *("packaging/licenses/", "packaging/metadata", "packaging/pylock", "pydantic/v1/", "pydantic/mypy"),
 )
-"""Starts of paths that no price reads: fits and verdicts of experiments, tests, licences."""
+"""Prefixes of paths that pricing does not read: fits and verdicts of experiments, tests, licences."""
 
 LIBRARIES = "hydra omegaconf antlr4 yaml pydantic packaging annotated_types typing_inspection typing_extensions"
-"""Python packages that the layers import, taken from this environment: the versions that `zoo stats` runs with here.
-pydantic_core is compiled: its build for Pyodide is a part of its own (`zoo.gallery.playground.pyodide`)."""
+"""Python packages that Zoo's folders import, taken from this environment with its versions. pydantic_core is compiled;
+its Pyodide build is added separately (`zoo.gallery.playground.pyodide`)."""
 
 GROUPS = "activation attention block cross family ffn hardware model norm parametrisation position rope_scaling router"
-"""Folders of conf/ that models and prices read. Those of training and of its data stay out."""
+"""Folders of conf/ that models and prices read. The folders for training and its data are left out."""
 
 
 def pack(file: Path, wheel: Path | None = None) -> int:
-    """Write the zip, with the files of a wheel, and return the number of its files. Raises ConfigError for a library
-    that is not installed."""
+    """Write the zip, with the files of a `wheel` if given. Return the number of files in it. Raises ConfigError for a
+    library that is not installed."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in sorted(_list_files()):
             archive.write(path, name)
@@ -51,7 +51,7 @@ def pack(file: Path, wheel: Path | None = None) -> int:
 
 
 def _list_files() -> Iterator[tuple[str, Path]]:
-    """List the files by their names in the zip, the layout of site-packages."""
+    """Yield each file with its name in the zip, laid out as in site-packages."""
     for path in [*ZOO.glob("*.py"), *(ZOO / f"{module}.py" for module in MODULES.split())]:
         yield f"zoo/{path.relative_to(ZOO).as_posix()}", path
     for layer in LAYERS.split():
@@ -75,7 +75,7 @@ def _list_inside(root: Path, folder: Path, suffixes: tuple[str, ...]) -> Iterato
 
 
 def _list_library(name: str) -> Iterator[tuple[str, Path]]:
-    """List the Python files of a library; its compiled files are for this machine."""
+    """Yield the Python files of a library. Its compiled files are left out, because they are for this machine."""
     found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
         raise ConfigError(f"playground: {name} is not installed, which the pricing in the browser imports")

@@ -1,6 +1,6 @@
-"""Find Pyodide's files and pydantic_core's build for it, check their hashes, and compile a zip of modules with them.
+"""Find Pyodide's files and a pydantic_core wheel for it, check their hashes, and compile a zip of modules with Pyodide.
 
-The files are fetched once, with npm and pip, into Zoo's cache; later builds need no network.
+The files are downloaded once, with npm and pip, into Zoo's cache; later builds need no network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoo.errors import ConfigError, short
 from zoo.paths import find_cache_folder
 
 VERSION, PYTHON, PLATFORM = "314.0.7", "3.14", "pyemscripten_2026_0_wasm32"
-"""The version of the npm package `pyodide`, its Python, and the platform of wheels for it."""
+"""Version of the npm package `pyodide`, its Python version, and its wheels' platform."""
 
 FILES = {
     "pyodide.mjs": "6f1d60f7bf529beb300f0f47983c921d3982363640ba20af0e38efdddbc66109",
@@ -29,21 +29,21 @@ FILES = {
     "pyodide.asm.wasm": "cc36e3cab04fdfc9a63ff13eb52eae2b911bf46c025cc7b281f394bd3de1d5e6",
     "python_stdlib.zip": "fa1957e5777068fc4f7437f96d860ae2fbe9c19732ba06c84e004ec16dd7dd7a",
 }
-"""The files of the npm package that the page loads, with their SHA-256."""
+"""Files of the npm package that the page loads, with their SHA-256."""
 
 LOCK = {
     "info": {"abi_version": "2026_0", "arch": "wasm32", "platform": "emscripten_5_0_3", "python": "3.14.2"},
     "packages": {},
 }
-"""What Pyodide reads of its packages: none is loaded, as the zip has all modules."""
+"""Pyodide's list of packages. It lists none, because the zip has all modules."""
 
 COMPILE = Path(__file__).parent / "compile.mjs"
 
 
 def find_pyodide(folder: Path | None = None) -> Path:
-    """Find a folder with Pyodide's files and the wheel of pydantic_core: the given one, or Zoo's cache, which is filled
-    from the registries on first use. Raises ConfigError for missing files or wrong hashes, and if files cannot be
-    fetched."""
+    """Return a folder with Pyodide's files and the wheel of pydantic_core: the given folder, or Zoo's cache, which is
+    filled from the registries on first use. Raises ConfigError for missing files or wrong hashes, and if files cannot
+    be downloaded."""
     home = folder or find_cache_folder() / f"pyodide-{VERSION}"
     if folder is None and not (home / "pyodide.asm.wasm").is_file():
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def check_files(folder: Path) -> None:
 
 
 def find_wheel(folder: Path) -> Path | None:
-    """Find the wheel of the pydantic_core that is installed here, built for Pyodide."""
+    """Find the wheel, built for Pyodide, of the installed version of pydantic_core. None if there is none."""
     return next(iter(folder.glob(f"pydantic_core-{_core_version()}-*-{PLATFORM}.whl")), None)
 
 
@@ -74,7 +74,7 @@ def _core_version() -> str:
 
 
 def _fetch_package(folder: Path) -> None:
-    """Fetch the npm package and unpack it. npm compares the registry's hash."""
+    """Download the npm package and unpack it. npm checks the hash."""
     with tempfile.TemporaryDirectory() as home:
         _call(["npm", "pack", f"pyodide@{VERSION}", "--pack-destination", home], "pyodide", "npm")
         (archive,) = Path(home).glob("*.tgz")
@@ -85,14 +85,14 @@ def _fetch_package(folder: Path) -> None:
 
 
 def _fetch_wheel(folder: Path) -> None:
-    """Fetch the wheel of pydantic_core. pip compares the index's hash."""
+    """Download the wheel of pydantic_core. pip checks the hash."""
     choice = ["--no-deps", "--only-binary=:all:", "--platform", PLATFORM, "--python-version", PYTHON]
     words = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *choice]
     _call([*words, f"pydantic_core=={_core_version()}"], f"pydantic_core {_core_version()} for Pyodide", "pip")
 
 
 def _call(words: Sequence[str], what: str, tool: str) -> None:
-    """Run a program. Raises ConfigError with the last line of what it said if it fails."""
+    """Run a program. Raises ConfigError with the last line of its output if it fails."""
     cure = "with a network once, or --pyodide FOLDER with the files"
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
@@ -104,8 +104,9 @@ def _call(words: Sequence[str], what: str, tool: str) -> None:
 
 
 def compile_zips(pyodide: Path, packed: Path, out: Path) -> bool:
-    """Compile the modules of `packed` and of Pyodide's standard library to bytecode of its Python, with Node, into two
-    zips in `out`; False without Node. Compiling in the browser would double the time to the first price."""
+    """Compile the modules of `packed` and of Pyodide's standard library to bytecode of Pyodide's Python, with Node,
+    into two zips in `out`. Return False without Node. Compiling in the browser would double the time to the first
+    price."""
     node = shutil.which("node")
     if node is None:
         return False

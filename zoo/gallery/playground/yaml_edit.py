@@ -1,4 +1,4 @@
-"""Edit one value in the text of a model's YAML. Other lines and their comments do not change."""
+"""Edit one value in the text of a model's YAML. All other lines and comments are unchanged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 
 def edit_text(text: str, path: Sequence[str], value: object) -> str:
-    """Set the value at a path of keys, such as `attention`, `softcap`; None removes it. Raises yaml.YAMLError for
-    invalid YAML.
+    """Set the value at a path of keys, such as (`attention`, `softcap`), and return the new text; None removes the
+    value. Raises yaml.YAMLError for invalid YAML.
 
     `attention: mla` becomes `attention: {kind: mla, window: 512}` when a field is set, and a word again when the field
     is removed. Only the lines of the path's first key are rewritten.
@@ -27,20 +27,20 @@ def edit_text(text: str, path: Sequence[str], value: object) -> str:
 
 
 def parse_text(text: str) -> dict[str, Any]:
-    """Parse a text as plain data; empty unless it is a mapping. Numbers such as 1e6 are read as Zoo reads them."""
+    """Parse a YAML text as plain data; {} unless it is a mapping. Numbers such as 1e6 are parsed as Zoo does."""
     parsed: Any = OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
     return parsed if isinstance(parsed, dict) else {}
 
 
 def _dump(body: dict[str, Any]) -> str:
-    """Write one key with its value; a flat mapping or list stands in braces behind its key."""
+    """Write one key with its value as YAML. A flat mapping or list is in braces or brackets after the key."""
     (value,) = body.values()
     inline = None if isinstance(value, dict | list) else False
     return yaml.safe_dump(body, sort_keys=False, default_flow_style=inline, width=100, allow_unicode=True)
 
 
 def _lay(node: Any, path: Sequence[str], value: object) -> dict[str, Any]:
-    """Copy a node with the value at the path. A word becomes a mapping with that kind."""
+    """Copy a node with `value` at the path. A word on the path becomes a mapping with that kind."""
     key, *rest = path
     body: dict[str, Any] = {"kind": node} if isinstance(node, str) else dict(node) if isinstance(node, dict) else {}
     below = _fold(_lay(body.get(key), rest, value)) if rest else value
@@ -52,12 +52,12 @@ def _lay(node: Any, path: Sequence[str], value: object) -> dict[str, Any]:
 
 
 def _fold(node: dict[str, Any]) -> Any:
-    """Write a mapping with nothing but a kind as a word, and an empty one as None."""
+    """Shorten a mapping: one with only a kind becomes a word, an empty one None."""
     return node["kind"] if [*node] == ["kind"] else node or None
 
 
 def _find_lines(text: str, key: str) -> tuple[int | None, int]:
-    """Find where a top-level key starts and where its value ends."""
+    """Return the start of a top-level key (None if it is missing) and the end of its value, as character offsets."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     for name, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if name.value == key:
@@ -66,7 +66,7 @@ def _find_lines(text: str, key: str) -> tuple[int | None, int]:
 
 
 def _find_end(node: yaml.Node) -> int:
-    """Find where a node's text ends. A block's own end mark lies behind the comments that follow it."""
+    """Return where a node's text ends. A block's own end mark is after the comments that follow it."""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         return _find_end(last[1] if isinstance(last, tuple) else last)
