@@ -1,5 +1,5 @@
 # E experts
-"""Record the size of activations layer by layer, and the experts that routers choose."""
+"""Record the magnitude of activations layer by layer, and the experts that routers choose."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from zoo.spec import Spec
 
 WATCHED = ("attention", "ffn", "block")
-"""The axes whose outputs are measured: sub-layers, and the residual stream after a layer (`block`)."""
+"""Axes whose outputs are measured: sub-layers, and the residual stream after a layer (`block`)."""
 
 
 @dataclass
 class ActivationStats:
-    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude. If the outputs join the
-    residual stream, `joins` names the sub-layer, and `factor` multiplies them."""
+    """Statistics of one module's outputs: sum of squares, number of values, largest magnitude. If the outputs are added
+    to the residual stream, `joins` names the sub-layer, and `factor` multiplies them."""
 
     path: str
     axis: str
@@ -42,8 +42,8 @@ class ActivationStats:
         self.largest = max(self.largest, float(values.abs().max()))
 
     def describe(self) -> dict[str, Any]:
-        """Return the root mean square and the largest magnitude, as plain data; also the root mean square of the part
-        that joins the stream (`added`), if any."""
+        """Return the root mean square and the largest magnitude as plain data. For outputs that are added to the
+        residual stream, also the root mean square with the factor (`added`)."""
         rms = math.sqrt(self.squares / max(self.count, 1))
         about = {"path": self.path, "axis": self.axis, "kind": self.kind, "rms": rms, "largest": self.largest}
         return about | ({"joins": self.joins, "added": rms * self.factor} if self.joins else {})
@@ -51,14 +51,14 @@ class ActivationStats:
 
 @dataclass
 class Routing:
-    """The number of tokens (`loads` [E]) that one router sent to each expert."""
+    """Number of tokens that one router sent to each expert (`loads` [E])."""
 
     path: str
     kind: str
     loads: Tensor
 
     def describe(self) -> dict[str, Any]:
-        """Give each expert's share, the experts without a token (`dead`), the `evenness` (entropy of the shares ÷ log
+        """Return each expert's share, the experts without a token (`dead`), the `evenness` (entropy of the shares ÷ log
         E, 1 if all are equal), and the largest share × E (`busiest`)."""
         shares = self.loads.double() / max(int(self.loads.sum()), 1)
         n_experts = len(shares)
@@ -73,23 +73,23 @@ class Routing:
 
 
 class Flow:
-    """Activations and routings recorded by hooks, in the order of a pass. A module that runs several times in a pass,
-    such as a shared layer, has an entry for each time."""
+    """Activations and routings recorded by hooks, in the order of the forward pass. A module that runs several times in
+    a pass, such as a shared layer, has an entry for each time."""
 
     def __init__(self) -> None:
         self.activations: dict[tuple[str, int], ActivationStats] = {}
         self.routings: dict[tuple[str, int], Routing] = {}
         self.places: dict[str, int] = {}
         self.joins: dict[str, tuple[str, float]] = {}
-        """Sub-layer and factor of the modules whose outputs join the stream, by path."""
+        """Sub-layer and factor, by path, of the modules whose outputs are added to the residual stream."""
 
     def count_call(self, path: str) -> tuple[str, int]:
-        """Give the key of a call: the module's path, and the number of its call in this pass, from 0."""
+        """Return the key of a call: the module's path, and the call's number in this pass, from 0."""
         number = self.places[path] = self.places.get(path, -1) + 1
         return path, number
 
     def note_output(self, path: str, spec: Spec, output: object) -> None:
-        """Add a module's output; of several tensors, the first."""
+        """Record a module's output. If it has several tensors, the first is recorded."""
         tensors = [each for each in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(each)]
         if tensors:
             joins, factor = self.joins.get(path, (None, 1.0))
@@ -97,12 +97,12 @@ class Flow:
             self.activations.setdefault(self.count_call(path), made).add(tensors[0])
 
     def note_input(self, path: str, spec: Spec, given: Any) -> None:
-        """Add the input of a tower's first layer."""
+        """Record the input of a tower's first layer."""
         made = ActivationStats(path, "embedding", spec.kind)
         self.activations.setdefault(self.count_call(path), made).add(given[0])
 
     def note_routes(self, path: str, spec: Router, routes: object) -> None:
-        """Add a router's choices of experts."""
+        """Record a router's choices of experts."""
         assert isinstance(routes, Routes)
         loads = torch.bincount(routes.experts, minlength=spec.n_experts).cpu()
         key = self.count_call(path)
@@ -111,9 +111,9 @@ class Flow:
 
 
 def find_joins(block: Any) -> dict[str, tuple[str, float]]:
-    """Find the modules of a layer whose outputs join the residual stream: by name, the sub-layer and the constant
-    factor. If a norm or a convolution follows a sub-layer, its output joins instead. Modules inside a sub-layer do
-    not."""
+    """Map the modules of a layer whose outputs are added to the residual stream to the sub-layer's name and the
+    constant factor. If a norm or a convolution follows a sub-layer, its output counts instead. Modules inside a
+    sub-layer do not."""
     spec = block.spec
     if isinstance(spec, SubLayers):
         return {each.conv or each.out_norm or each.name: (each.name, each.scale) for each in spec.sublayers}
@@ -123,7 +123,7 @@ def find_joins(block: Any) -> dict[str, tuple[str, float]]:
 
 @contextmanager
 def watch_flow(model: Any) -> Iterator[Flow]:
-    """Record the flow through a model within the `with` block; call `flow.places.clear()` before each pass."""
+    """Record the flow through a model within the `with` block. Call `flow.places.clear()` before each pass."""
     flow, handles = Flow(), []
 
     def watch(path: str, module: Any, note: Any) -> None:

@@ -1,8 +1,8 @@
 # B rows, H heads, T queries, S keys
 """Record the attention maps of softmax attention's heads, with their entropy and effective rank.
 
-During a pass a subclass of the eager kernel replaces it and records the probabilities, so every attention that calls
-`attend` has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
+During a pass, a subclass of the eager kernel computes attention and records the probabilities. Every attention that
+calls `attend` thus has maps. A mixer without a softmax over keys (a recurrence, a Fourier transform) has none.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 def measure_entropy(probs: Tensor) -> Tensor:
     """Compute the entropy −Σ p log p of probabilities [..., S], in nats: log S if all are equal, 0 if all are 0. The
-    probabilities are normalised first, which leaves out a sink's share."""
+    probabilities are normalised first, which removes an attention sink's share."""
     share = probs / probs.sum(-1, keepdim=True).clamp(min=1e-30)
     return -torch.xlogy(share, share).sum(-1)
 
 
 def measure_rank(maps: Tensor) -> Tensor:
-    """Compute the effective rank of matrices [..., T, S]: exp of the entropy of the normalised singular values (Roy and
+    """Compute the effective rank of maps [..., T, S]: exp of the entropy of the normalised singular values (Roy and
     Vetterli, 2007). It is 1 if all queries attend alike, T if each attends to a different key."""
     return measure_entropy(torch.linalg.svdvals(maps.float())).exp()
 
 
 @dataclass
 class HeadStats:
-    """Statistics of one attention's heads, summed over rows: maps [H, T, S] of the positions that all rows have; and
-    for each head the entropy, the entropy of uniform weights, the sinks' share, and the effective rank of the map."""
+    """Statistics of one attention's heads, summed over sequences: maps [H, T, S] over the positions that all sequences
+    have; and by head the entropy, the entropy of uniform weights, the sink's share, and the map's effective rank."""
 
     path: str
     kind: str
@@ -47,7 +47,8 @@ class HeadStats:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, probs: Tensor, visible: Tensor) -> None:
-        """Add rows of probabilities [B, H, T, S]; `visible` [B, H, T] is the number of keys that each query sees."""
+        """Add the probabilities [B, H, T, S] of a batch. `visible` [B, H, T] is the number of keys that each query
+        sees."""
         probs = probs.double()
         sees = (visible > 0).double()
         self._sum("entropy", (measure_entropy(probs) * sees).sum((0, 2)))
@@ -67,12 +68,12 @@ class HeadStats:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def mean_maps(self) -> Tensor:
-        """Give the mean map of each head [H, T, S]."""
+        """Return the mean map of each head [H, T, S]."""
         assert self.maps is not None
         return (self.maps / self.rows).float()
 
     def describe(self) -> list[dict[str, float]]:
-        """Give the means of each head's figures, over queries or, for the rank, over rows."""
+        """Return each head's mean statistics: over queries, or for the rank over sequences."""
         counts = {"entropy": self.queries, "uniform": self.queries, "sink": self.queries, "rank": self.rows}
         return [
             {name: float(values[head]) / max(counts[name], 1) for name, values in self.sums.items()}
@@ -81,7 +82,7 @@ class HeadStats:
 
 
 class Watcher(Eager):
-    """The eager kernel, which also records the probabilities of each call for the attention that is running."""
+    """An eager kernel that also records the probabilities of each call, for the attention that is running."""
 
     def __init__(self) -> None:
         self.running: list[HeadStats] = []
@@ -95,7 +96,7 @@ class Watcher(Eager):
         return probs
 
     def note(self, probs: Tensor, how: Scores) -> None:
-        """Record a call's probabilities under the running attention and the number of the call in this pass."""
+        """Record a call's probabilities under the running attention and the call's number in this pass."""
         attention = self.running[-1]
         number = self.places[attention.path] = self.places.get(attention.path, -1) + 1
         heads = self.calls.setdefault((attention.path, number), HeadStats(attention.path, attention.kind))
@@ -108,7 +109,7 @@ class Watcher(Eager):
 
 @contextmanager
 def watch_heads(model: Model) -> Iterator[Watcher]:
-    """Record every attention of a model within the `with` block; call `watcher.places.clear()` before each pass."""
+    """Record every attention of a model within the `with` block. Call `watcher.places.clear()` before each pass."""
     watcher, handles, kernel = Watcher(), [], model.kernel
     for path, module in list_modules(model, "attention"):
         heads = HeadStats(path, module.spec.kind)
@@ -132,7 +133,7 @@ def list_modules(model: Model, axis: str) -> list[tuple[str, Any]]:
 
 
 def list_mapless(model: Model, watcher: Watcher) -> list[dict[str, str]]:
-    """List the attentions without a map, by path and kind; one that contains other attentions is left out."""
+    """List the attentions without a map, by path and kind. An attention that contains other attentions is left out."""
     seen = {path for path, _ in watcher.calls}
     found = []
     for path, module in list_modules(model, "attention"):

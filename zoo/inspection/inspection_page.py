@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIGURES, PAGE, MAPS = "inspect.json", "index.html", "maps.safetensors"
 
 ACROSS = 8
-"""Maximum heads in a row of a plot."""
+"""Maximum number of heads side by side in a plot."""
 
 
 # ---------------------------------------------------------------- text
@@ -82,7 +82,7 @@ def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def format_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Write lines on attentions without a map and on the gradient noise scale, which have no table."""
+    """Describe in lines what has no table: attentions without a map, and the gradient noise scale."""
     lines = []
     kinds: dict[str, int] = {}
     for each in figures["without_maps"]:
@@ -104,7 +104,7 @@ def _say_noise(noise: Mapping[str, Any]) -> str:
 
 
 def name_call(each: Mapping[str, Any]) -> str:
-    """Name a module, with the number of its call if it is called several times in a pass."""
+    """Name a module's call: the module, with the call's number if there are several in a pass."""
     return each["path"] + (f", call {each['call'] + 1}" if each["call"] else "")
 
 
@@ -117,12 +117,12 @@ def divide(part: float, whole: float) -> float:
 
 
 ADDED = {"attention": "attention adds", "cross": "cross-attention adds", "ffn": "feed-forward adds"}
-"""Labels of the curves of additions to the residual stream, by sub-layer."""
+"""Labels of the curves of a sub-layer's addition to the residual stream."""
 
 
 def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
-    """Draw an SVG panel by layer: the RMS of the residual stream, and of each sub-layer's addition to it (after a norm
-    or a factor, if any)."""
+    """Draw an SVG panel by layer: the RMS of the residual stream, and of each sub-layer's addition to it (after its
+    norm and factor)."""
     points: dict[str, list[tuple[int, float]]] = {}
     layer = 1
     for each in found:
@@ -141,7 +141,7 @@ def draw_activations(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_heads(attentions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Draw two SVG panels by layer, with a marker per head: the entropy relative to uniform attention, and the
+    """Draw two SVG panels by layer, with a marker for each head: the entropy relative to uniform attention, and the
     effective rank."""
     shares = [[divide(head["entropy"], head["uniform"]) for head in each["heads"]] for each in attentions]
     ranks = [[head["rank"] for head in each["heads"]] for each in attentions]
@@ -158,7 +158,7 @@ def _spread(values: Sequence[Sequence[float]]) -> list[Curve]:
 
 
 def draw_maps(maps: Tensor, title: str, file: Path) -> None:
-    """Draw the mean maps [H, T, S] of one attention's heads into a PNG file."""
+    """Draw the mean maps [H, T, S] of one attention's heads to a PNG file."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -176,7 +176,8 @@ def draw_maps(maps: Tensor, title: str, file: Path) -> None:
 
 
 def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw each expert's load relative to the mean into a PNG file, a row per router; dead experts have a cross."""
+    """Draw each expert's load relative to the mean to a PNG file, a row for each router. Experts without a token have a
+    cross."""
     from matplotlib.figure import Figure
 
     most = max(len(each["shares"]) for each in routers)
@@ -198,8 +199,8 @@ def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Tensor], folder: Path) -> list[Path]:
-    """Write figures, maps, plots and the page into a folder; return the paths of all files except the plots. Raises
-    ConfigError or OSError if one cannot be written."""
+    """Write figures, maps, plots and the page to a folder. Return the paths of all files except the plots. Raises
+    ConfigError or OSError if a file cannot be written."""
     from zoo.checkpoint.tensor_files import write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,7 @@ def write_inspection(figures: Mapping[str, Any], maps: Mapping[str, Tensor], fol
 
 
 def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Sequence[Path]) -> str:
-    """Make the page's HTML, with its plots embedded."""
+    """Return the page's HTML, with its plots embedded."""
     images = [(each.stem, base64.b64encode(each.read_bytes()).decode()) for each in pictures]
     names = ("model", "data", "objective", "rows", "context")
     return render_page(

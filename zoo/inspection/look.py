@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Inspect a model on some rows of text: heads, activations, routing and gradient noise as plain data, and maps."""
+"""Inspect a model on some sequences of text: heads, activations, routing and gradient noise as plain data, and maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 USUAL_CONTEXT = 256
-"""Most tokens of a row, unless a context is given."""
+"""Maximum tokens of a sequence, unless a context is given."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def inspect_model(
 ) -> Inspected:
     """Inspect the model of a run, a checkpoint or a Hugging Face folder, in float32.
 
-    The rows of `context` tokens are spread evenly over the run's validation split, or over the data that overrides name
-    (`data=text data.path=…`), and prepared by the run's objective. `noise_rows` of them are used for the gradient noise
-    scale; 0 leaves it out. Raises ConfigError if the data has no rows or does not suit the model.
+    The `rows` sequences of `context` tokens are spread evenly over the run's validation split, or over the data in the
+    overrides (`data=text data.path=…`), and prepared by the run's objective. `noise_rows` of them are used for the
+    gradient noise scale; 0 leaves it out. Raises ConfigError if the data is empty or does not suit the model.
     """
     tell = note or (lambda line: None)
     subject = Subject(place, None, dtype="fp32", device=device, note=tell)
@@ -72,8 +72,8 @@ def inspect_model(
 def read_rows(
     subject: Subject, overrides: Sequence[str], count: int, context: int | None, progress: Progress
 ) -> tuple[list[Batch], Objective, dict[str, Any]]:
-    """Read rows of a model's evaluation data, each as a batch of one without padding. Returns the rows, the objective,
-    and a description. Raises ConfigError for data that does not suit the model."""
+    """Read sequences of a model's evaluation data, each as a batch of one without padding. Return them with the
+    objective and a description. Raises ConfigError for data that does not suit the model."""
     plan, data = subject.open_data(list(overrides), context, progress)
     objective, spec = plan.objective, subject.spec
     length = context or min(plan.seq_len or longest_text(spec), USUAL_CONTEXT)
@@ -90,12 +90,12 @@ def read_rows(
 
 
 def split(batch: Batch) -> list[Batch]:
-    """Split a batch into its rows."""
+    """Split a batch into batches of one."""
     return [map_tensors(batch, lambda each, at=at: each[at : at + 1]) for at in range(len(batch.input_ids))]
 
 
 def trim(row: Batch) -> Batch:
-    """Cut off a row's padding after the last real token, and in a decoder's input after the last target."""
+    """Cut off the padding after the last real token. In a decoder's input, cut after the last target."""
     if row.attention_mask is not None:
         real = int(row.attention_mask.sum())
         width = row.input_ids.shape[1]
@@ -116,8 +116,8 @@ def trim(row: Batch) -> Batch:
 
 
 def look(model: Model, rows: Sequence[Batch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run rows through a model; describe its heads, activations and routings, and give the mean maps. Raises
-    ConfigError without rows."""
+    """Run batches of one through a model. Return a description of its heads, activations and routings, and the mean
+    maps. Raises ConfigError without batches."""
     if not rows:
         raise ConfigError("rows: there are none in the data (more text, or a shorter --context)")
     device = next(model.parameters()).device

@@ -1,10 +1,10 @@
 # R rows
 """Estimate the gradient noise scale (McCandlish et al., 2018): the batch size beyond which larger batches gain little.
 
-B = tr Σ / |G|², G the true gradient, Σ the covariance of single rows' gradients
+B = tr Σ / |G|², with the true gradient G and the covariance Σ of single sequences' gradients
 
-B is estimated from the squared gradient norms of a small and a large batch (appendix A.1 of the paper), here of single
-rows and of all rows together. The standard error is the jackknife's: each row is left out once.
+B is estimated from the squared gradient norms of a small and a large batch (appendix A.1 of the paper): here of single
+sequences, and of all sequences together. The standard error is the jackknife's: each sequence is left out once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LEAST_ROWS = 2
 
 @dataclass(frozen=True)
 class Noise:
-    """Unbiased estimates of the gradient's squared norm |G|² (`signal`) and of tr Σ (`noise`), from `rows` rows with
-    `targets` targets each on average; and the standard error of their quotient, the noise scale, in rows."""
+    """Unbiased estimates of |G|² (`signal`) and of tr Σ (`noise`), from `rows` sequences with `targets` targets each on
+    average; and the standard error of the noise scale, their quotient, in sequences."""
 
     signal: float
     noise: float
@@ -39,11 +39,12 @@ class Noise:
 
     @property
     def scale(self) -> float | None:
-        """Give the noise scale in rows; None if there are too few rows to distinguish the gradient from its noise."""
+        """The noise scale in sequences. None if there are too few sequences to distinguish the gradient from its
+        noise."""
         return self.noise / self.signal if self.signal > 0 else None
 
     def describe(self) -> dict[str, Any]:
-        """Give the estimate as plain data."""
+        """Return the estimate as plain data."""
         scale = self.scale
         return {
             "rows": scale,
@@ -56,17 +57,17 @@ class Noise:
 
 
 def estimate_noise(small: float, large: float, small_norm: float, large_norm: float) -> tuple[float, float]:
-    """Estimate |G|² and tr Σ from the mean squared norms of gradients of batches of two sizes (McCandlish et al., 2018,
-    equations A.2 and A.3)."""
+    """Estimate |G|² and tr Σ from the mean squared gradient norms of batches of two sizes, in sequences (McCandlish et
+    al., 2018, equations A.2 and A.3)."""
     signal = (large * large_norm - small * small_norm) / (large - small)
     noise = (small_norm - large_norm) / (1 / small - 1 / large)
     return signal, noise
 
 
 def measure_noise(model: Model, objective: Objective, rows: Sequence[Batch]) -> Noise:
-    """Measure the noise scale of an objective's gradient on rows, each a batch of one. Weights are not changed.
+    """Measure the gradient noise scale of an objective on batches of one sequence. Weights are not changed.
 
-    Raises ConfigError for fewer than two rows that have targets.
+    Raises ConfigError for fewer than two sequences that have targets.
     """
     rows = [row for row in rows if objective.targets(row)]
     if len(rows) < LEAST_ROWS:
@@ -83,8 +84,8 @@ def measure_noise(model: Model, objective: Objective, rows: Sequence[Batch]) -> 
 
 
 def summarise_norms(norms: Sequence[float], products: Sequence[float], total: float, targets: float = 1.0) -> Noise:
-    """Estimate the noise from each gradient's squared norm and its inner product with the sum of all gradients, and the
-    squared norm of that sum (`total`)."""
+    """Estimate the noise from each gradient's squared norm, each gradient's inner product with the sum of all
+    gradients, and the squared norm of that sum (`total`)."""
     count = len(norms)
     signal, noise = estimate_noise(1, count, sum(norms) / count, total / count**2)
     left_out = []
@@ -100,7 +101,7 @@ def summarise_norms(norms: Sequence[float], products: Sequence[float], total: fl
 
 
 def _compute_gradients(model: Model, objective: Objective, rows: Sequence[Batch]) -> Iterator[list[Tensor]]:
-    """Yield the gradient of each row's mean loss, a tensor per trainable parameter."""
+    """Yield the gradient of each sequence's mean loss, a tensor per trainable parameter."""
     weights = [each for each in model.parameters() if each.requires_grad]
     device = weights[0].device
     for row in rows:
