@@ -1,4 +1,4 @@
-"""Offer the commands of `zoo` as Python functions, which return plain data and raise ConfigError for faulty input."""
+"""Provide the commands of `zoo` as Python functions, which return plain data and raise ConfigError for faulty input."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def stats(
     """Price a model and return the figures of `zoo stats --json`. Imports no torch.
 
     `config` is a packaged name, the path of a file or folder, the plain data of a YAML, or a Spec. `setup` are fields
-    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on; `lora`, `freeze` and `train` are settings of
-    a training config; the result's `trained` has the figures of the weights that they let train. Without these three
-    and overrides, an adapter, or a run that trained part of its model, is priced as it was trained. For a folder with
-    weights or a GGUF file, `stored` has the sizes of the stored tensors.
+    of `zoo.costs.Setup`: context, batch, dtype, optimizer, gpu and so on. `lora`, `freeze` and `train` are settings of
+    a training config; with any of them, `trained` in the result has the figures of the trainable weights. Without these
+    three and overrides, an adapter, or a run that trained part of its model, is priced as it was trained. For a folder
+    with weights or a GGUF file, `stored` has the sizes of the stored tensors.
     """
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -46,7 +46,7 @@ def stats(
 
 
 def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[str], train: Sequence[str]) -> Setup:
-    """Return a set-up in which the same weights train as in a run with these settings. Raises ConfigError for a faulty
+    """Return the set-up with the trainable weights that these training settings select. Raises ConfigError for a faulty
     field of `lora`."""
     if lora is None and not freeze and not train:
         return setup
@@ -59,9 +59,8 @@ def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[st
 
 
 def tune_as_trained(config: Named, setup: Setup) -> Setup:
-    """Return a set-up in which the same weights train as in the run of the folder `config`. The set-up is returned
-    unchanged if it already says which weights train, or if `config` is no such folder. Raises CheckpointError for
-    faulty files."""
+    """Return the set-up with the trainable weights of the run in the folder `config`. It is unchanged if it already
+    says which weights train, or if `config` is no such folder. Raises CheckpointError for faulty files."""
     from zoo.compose.targets import is_file
 
     if setup.tunes or not (isinstance(config, str | Path) and is_file(config)):
@@ -79,7 +78,8 @@ def tune_as_trained(config: Named, setup: Setup) -> Setup:
 
 
 def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
-    """Add the sizes of the stored tensors to a model's figures, if the model has weight files and no overrides."""
+    """Add the sizes of the stored tensors to a model's figures (`priced`), if the model has weight files and no
+    overrides."""
     from zoo.compose.targets import is_file
 
     if overrides or not (isinstance(config, str | Path) and is_file(config)):
@@ -96,7 +96,7 @@ def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) 
 
 def diff(a: Named, b: Named, overrides: Iterable[str] = (), **setup: Any) -> dict[str, Any]:
     """Compare two models and return the data of `zoo diff --json`. `architecture` has the fields that differ, by dotted
-    path; `figures` has each figure's value in `a` and in `b`, their `delta` and the `relative` difference."""
+    path; `figures` has each figure's values in `a` and `b`, their `delta` and the `relative` difference."""
     from zoo.analysis import compare
     from zoo.costs import price
     from zoo.run.builder import load_spec
@@ -129,7 +129,7 @@ def train(
 
     `config` is a packaged model or the path of a YAML file, `recipe` a whole training config to start from (`-c`), and
     `resume` the folder of a run to continue, or RUN@STEP (`--resume`). With `trust` the recipe may set Hydra's own
-    keys, and so may run any program. `callbacks` have methods of `zoo.Callback`.
+    keys, and thus run any program. `callbacks` have methods of `zoo.Callback`.
 
     The calling program's state is left as it was: Hydra's globals, logging, signal handlers, torch's CPU random state
     and thread count, and the allocator's settings (`zoo train` itself keeps freed memory in the process).
@@ -194,7 +194,7 @@ def evaluate(
     - `similarity`: a file of text pairs with scores; `retrieval`: a file of queries and their documents; both with
       `pooling` and `batch_size` (`zoo.text.similarity`).
 
-    Raises ConfigError for faulty input, and if more than one of these is asked for.
+    Raises ConfigError for faulty input, and if more than one of these is requested.
     """
     from zoo.errors import ConfigError
 
@@ -230,11 +230,11 @@ def export(
 ) -> Path:
     """Write a model as a Hugging Face folder that transformers loads; return the folder.
 
-    A model loaded from a multimodal folder is written as that folder with the text model's weights replaced; `into`
-    names the multimodal folder for a model from elsewhere (a run that began with its weights, say).
+    A model loaded from a multimodal folder is written as that folder with the text model's weights replaced. For a
+    model from elsewhere, such as a run that started from its weights, `into` names the multimodal folder.
 
-    With `verify` the folder appears when it gives the model's own ids and logits in transformers, run in a fresh
-    process. Raises ConfigError for an architecture that fits no family, with the fields that prevent it, and
+    With `verify` the folder appears only after transformers, in a fresh process, has computed the model's own ids and
+    logits from it. Raises ConfigError for an architecture that fits no family, with the fields that prevent it, and
     CheckpointError when the logits differ. `shard` is the maximum bytes of a weight file; with `force` a model that zoo
     did not write is replaced too.
     """

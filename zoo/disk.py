@@ -1,7 +1,7 @@
 """Write files and folders atomically: after a crash at any time, a reader finds the whole old content or the whole new.
 
 A draft is written next to its target, flushed to the disk and renamed to the target. A draft is locked while it is
-written, so that the next writer removes the drafts of killed processes and leaves those of running ones.
+written. The next writer thus removes the drafts of killed processes, but not those of running ones.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 @contextmanager
 def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Yield an empty draft folder, which replaces `folder` when the block ends and is deleted when the block raises.
+    """Yield an empty draft folder. It replaces `folder` when the `with` block ends, and is deleted if the block raises.
 
-    With `keep`, a `folder` that exists when the block ends is kept, because another process was faster, and the draft
-    is deleted. A link's target is replaced, not the link. Raises ConfigError if `folder` is or contains the working
-    folder: the shell would stay in the deleted one.
+    With `keep`, a `folder` that another process has made meanwhile is kept, and the draft is deleted. A link's target
+    is replaced, not the link. Raises ConfigError if `folder` is or contains the working folder: the shell would stay in
+    the deleted one.
     """
     stated, folder = folder, _real(folder)
     if Path.cwd().is_relative_to(folder):
@@ -66,7 +66,8 @@ def replace_folder(folder: Path, *, keep: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """Yield a draft of `folder` that survives a kill: the next call yields the same draft with its files, to complete.
+    """Yield a draft of `folder` that survives a kill: the next call yields the same draft with its files, to complete
+    it.
 
     The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError,
     which means that the written files are useless, deletes the draft; any other error keeps it. If another process
@@ -105,7 +106,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty draft file, which replaces `file` when the block ends and is deleted when the block
+    """Yield the path of an empty draft file. It replaces `file` when the `with` block ends, and is deleted if the block
     raises. A link's target is replaced, not the link. A device or pipe, such as /dev/null, is written to directly."""
     if file.exists() and not file.is_file():
         yield file
@@ -130,14 +131,14 @@ def write_text(file: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder atomically: it is renamed first, so that its name never shows a partly deleted folder."""
+    """Delete a folder atomically. It is renamed first, so that its name never shows a partly deleted folder."""
     draft = _draft_of(folder)
     os.rename(folder, draft)
     shutil.rmtree(draft)
 
 
 def remove_drafts(parent: Path, name: str = "*") -> None:
-    """Delete the drafts that killed processes left, for the targets whose names match a glob pattern."""
+    """Delete the drafts of killed processes whose targets' names match a glob pattern."""
     for draft in parent.glob(f".{name}.*"):
         if not re.fullmatch(DRAFT, draft.name) or not draft.exists():
             continue
@@ -149,8 +150,7 @@ def remove_drafts(parent: Path, name: str = "*") -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk (fsync). Without this, a power cut could leave an empty file under the
-    name."""
+    """Wait until a file or folder is on the disk (fsync). Otherwise a power cut could leave an empty file."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
@@ -164,7 +164,8 @@ def flush(path: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Restore a folder whose replacement was killed between its two renames, on systems without an atomic exchange."""
+    """Restore a folder whose replacement was interrupted between its two renames, on systems without an atomic
+    exchange."""
     folder = _real(folder)
     if not folder.name:  # the root of the file system
         return
@@ -178,7 +179,7 @@ def recover(folder: Path) -> None:
 
 
 def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
-    """Rename the draft to the folder, unless `keep` and the folder exists. An old folder is given the draft's name, or
+    """Rename the draft to the folder, except with `keep` if the folder exists. An old folder gets the draft's name, or
     is deleted."""
     if not folder.exists():
         try:
@@ -199,8 +200,8 @@ def _put_in_place(draft: Path, folder: Path, keep: bool) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one atomic step; False if the operating system has no such call. Raises OSError
-    if the call fails."""
+    """Swap the names of two folders in one atomic step. Return False if the operating system has no such call. Raises
+    OSError if the call fails."""
     import ctypes
 
     at, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
@@ -222,7 +223,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Resolve links to an absolute path, which unlike `.` has a name."""
+    """Resolve links to an absolute path. Unlike `.`, it has a name."""
     return Path(os.path.realpath(path))
 
 
@@ -239,7 +240,7 @@ def _draft_of(target: Path) -> Path:
 
 @contextmanager
 def _claimed(draft: Path, make: Callable[[], object]) -> Iterator[None]:
-    """Make a draft and hold its lock. If another process deleted the draft before it was locked, make it again."""
+    """Make a draft and hold its lock. If another process deletes the draft before it is locked, make it again."""
     while True:
         make()
         with _lock_on(draft) as free:
@@ -250,7 +251,8 @@ def _claimed(draft: Path, make: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def _lock_on(path: Path) -> Iterator[bool | None]:
-    """Try to lock a file or folder for the block; yield the result of `try_lock`, or False if the path is gone.
+    """Try to lock a file or folder during the `with` block. Yield the result of `try_lock`, or False if the path is
+    gone.
 
     Windows cannot lock a folder or rename an open file, so drafts are not locked there (None).
     """
@@ -271,9 +273,9 @@ def _lock_on(path: Path) -> Iterator[bool | None]:
 
 
 def try_lock(handle: int) -> bool | None:
-    """Lock an open file until it is closed or its process ends.
+    """Lock an open file until it is closed or its process ends. Return True if it is locked now.
 
-    False when another holder has it, None when the file system has no locks.
+    Return False if another process holds the lock, None if the file system has no locks.
     """
     try:
         if os.name == "nt":

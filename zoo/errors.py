@@ -1,4 +1,4 @@
-"""Define the exceptions. Exit code 2: the user's input is wrong. Exit code 1: the work itself failed."""
+"""Define the exceptions. Exit code 2 means that the user's input is wrong, exit code 1 that the work itself failed."""
 
 import difflib
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ class Diverged(ZooError):
 
 
 class LostProcess(ZooError):
-    """Another process of the run has ended. The cause is printed by that process or by the launcher."""
+    """Another process of the distributed run has ended. That process or the launcher prints the cause."""
 
 
 class Terminated(KeyboardInterrupt):
-    """A run saved a checkpoint and ended on SIGTERM, which a scheduler sends: nothing failed (exit code 0)."""
+    """A run saved a checkpoint and ended on SIGTERM, which a scheduler sends. Nothing failed (exit code 0)."""
 
 
 class Pruned(KeyboardInterrupt):
-    """A run of a hyperparameter search was ended early for its high loss: nothing failed."""
+    """A run of a hyperparameter search was ended early for its high loss. Nothing failed."""
 
     status = "pruned"
 
@@ -52,7 +52,7 @@ class FinishedRun(ConfigError):
 
 
 class KernelError(ConfigError):
-    """A kernel was named that cannot compute this architecture's attention."""
+    """The named kernel cannot compute this architecture's attention."""
 
 
 class FitsNoFamily(ConfigError):
@@ -60,8 +60,7 @@ class FitsNoFamily(ConfigError):
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint, or another file that is read as untrusted, is missing, broken, over a limit, or of another
-    architecture."""
+    """A checkpoint, or another untrusted file, is missing, broken, too large, or of another architecture."""
 
 
 class FitError(ConfigError):
@@ -69,13 +68,13 @@ class FitError(ConfigError):
 
 
 COMPARED, LONGEST_WORD = 2_000, 200
-"""Maximum options that a word is compared with (10 µs each), and maximum characters of a word that is compared."""
+"""Maximum number of options with which a word is compared (10 µs each), and maximum characters of that word."""
 
 
 def did_you_mean(word: str, options: Iterable[str], n: int = 1) -> str:
-    """Write ` (did you mean 'x'?)` for the `n` closest options, or "" when none is close. Options that begin with the
-    word, if it has three characters or more, come first, and the shortest of them before the others. At most COMPARED
-    options of similar length are compared."""
+    """Return ` (did you mean 'x'?)` for the `n` closest options, or "" if none is close. Options that begin with the
+    word, if it has three characters or more, come first, the shortest before the others. At most COMPARED options of
+    similar length are compared."""
     if len(word) > LONGEST_WORD:
         return ""
     similar = (each for each in options if len(each) <= 3 * len(word) and len(word) <= 3 * len(each))
@@ -87,7 +86,7 @@ def did_you_mean(word: str, options: Iterable[str], n: int = 1) -> str:
 
 
 def name_options(word: str, options: Iterable[str]) -> str:
-    """Write the closest option as `did_you_mean` does or, when none is close, all of them: ` (one of: a, b)`."""
+    """Return the closest option as `did_you_mean` does or, if none is close, all options: ` (one of: a, b)`."""
     known = list(options)
     return did_you_mean(word, known) or f" (one of: {', '.join(known)})"
 
@@ -99,12 +98,12 @@ WORDS = {
     "UnicodeDecodeError": "bytes that are no UTF-8",
     "UnpicklingError": "other than tensors, or a damaged file",
 }
-"""The meaning of errors whose own text is empty or only of use to programmers, by the name of their class."""
+"""Descriptions of errors whose own text is empty or only useful to programmers, by class name."""
 
 
 def short(error: BaseException) -> str:
-    """Describe another library's error on one line: the first 200 characters of its text. If it has no text, or one for
-    programmers, it is described by WORDS, or else by its Python class."""
+    """Describe another library's error on one line: the first 200 characters of its text. Without a useful text, it is
+    described by WORDS, or else by its Python class."""
     name = type(error).__name__
     text = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
     if not text or name in ("UnicodeDecodeError", "UnpicklingError"):

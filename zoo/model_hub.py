@@ -1,6 +1,6 @@
 """Download models of the Hugging Face hub by their names, `ORG/NAME[@REVISION]`, into the hub's own cache.
 
-Only files that will be read are downloaded, and no code in them is run. With HF_HUB_OFFLINE=1, or without a network,
+Only files that will be read are downloaded, and none of their code is run. With HF_HUB_OFFLINE=1, or without a network,
 only the cache is used.
 """
 
@@ -20,18 +20,18 @@ from zoo.errors import CheckpointError, short
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]*\w)(?:@([\w.-]+(?:/[\w.-]+)*))?")
 FILES = (".yaml", ".yml", ".json", ".jsonl", ".gguf", ".safetensors", ".bin", ".pt")
-"""Endings of the names of files, which no repository is looked up for."""
+"""File suffixes. A name with one of them is not looked up as a repository."""
 
 _commits: dict[str, str] = {}
-"""The commit of each name that was looked up: a process reads one state of a model, and asks for it once."""
+"""The commit of each looked-up name: a process reads one state of a model, and queries the hub for it once."""
 
 SETTINGS = ("config.json", "adapter_config.json")
 GGUF = ".gguf"
 
 
 def is_hub_name(path: str | Path) -> bool:
-    """Tell whether a path means a model of the hub: it looks like `ORG/NAME[@REVISION]`, and neither the path nor a
-    folder ORG is here."""
+    """Whether a path means a model of the hub: it looks like `ORG/NAME[@REVISION]`, and neither the path nor a folder
+    ORG exists here."""
     text = os.fspath(path)
     found = NAME.fullmatch(text)
     return found is not None and not text.endswith(FILES) and not os.path.lexists(text.partition("/")[0])
@@ -59,14 +59,14 @@ def locate(path: str | Path) -> Path:
 
 
 def name_snapshot(folder: Path) -> tuple[str, str] | None:
-    """Name the model whose folder in the hub's cache this is, and its commit; None for another folder."""
+    """Return the name and commit of the model in this folder of the hub's cache. None for any other folder."""
     found = re.search(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix())
     return None if found is None else (found[1].replace("--", "/", 1), found[2])
 
 
 def find_snapshot(name: str, revision: str | None) -> Path | None:
-    """Find the folder of a model in the hub's cache, without a network; None if it is not there. A revision that could
-    be a path elsewhere is none."""
+    """Find the folder of a model in the hub's cache, without a network. None if it is missing, or if the revision could
+    be a path to another place."""
     if revision is not None and not re.fullmatch(r"\w[\w.-]*", revision):
         return None
     try:
@@ -83,7 +83,7 @@ def _is_gguf(file: str) -> bool:
 
 @functools.cache
 def download(name: str, *patterns: str) -> Path:
-    """Download the files of a model that match glob patterns, except those in the cache; return the folder of the
+    """Download the files of a model that match glob patterns, unless they are in the cache. Return the folder of the
     snapshot. Raises CheckpointError as `locate` does."""
     with _opened(name) as (hub, repo, revision):
         at = _commits.get(name, revision)
@@ -100,7 +100,8 @@ def list_files(name: str) -> list[str]:
 
 @contextmanager
 def _opened(name: str) -> Iterator[tuple[Any, str, str | None]]:
-    """Give the package huggingface_hub and the two parts of a name; what the package raises becomes one line."""
+    """Yield the package huggingface_hub, and a name's repository and revision. The package's errors become a
+    CheckpointError of one line."""
     found = NAME.fullmatch(name)
     assert found is not None, name
     repo, revision = found.groups()

@@ -10,17 +10,17 @@ from typing import Any
 
 
 def conf_dir() -> Path:
-    """Find the configuration tree (conf/)."""
+    """Return the folder of the configuration tree (conf/)."""
     return _find_shipped("conf")
 
 
 def read_conf(place: str) -> Any:
-    """Read a file of the configuration tree, such as "attention/mha"."""
+    """Read a file of the configuration tree, such as "attention/mha", as plain data."""
     return load_yaml(conf_dir() / f"{place}.yaml")
 
 
 def load_yaml(file: Path) -> Any:
-    """Read a YAML file. Raises YAMLError and UnicodeDecodeError for another one."""
+    """Read a YAML file as plain data. Raises YAMLError or UnicodeDecodeError for an invalid file."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if PyYAML was built with it: ten times as fast
@@ -33,7 +33,7 @@ def list_conf(folder: str) -> list[str]:
 
 
 def recipes_dir() -> Path:
-    """Find the folder of recipes."""
+    """Return the folder of the packaged recipes."""
     return _find_shipped("recipes")
 
 
@@ -46,7 +46,7 @@ def _find_shipped(name: str) -> Path:
 
 
 def find_cache_folder() -> Path:
-    """Find the cache folder: `$ZOO_CACHE`, or the platform's place for caches."""
+    """Return the cache folder: `$ZOO_CACHE`, or the platform's folder for caches."""
     if stated := os.environ.get("ZOO_CACHE"):
         return Path(stated).expanduser()
     if os.name == "nt":
@@ -55,8 +55,8 @@ def find_cache_folder() -> Path:
 
 
 def is_first_time(note: str) -> bool:
-    """Tell whether `note` has never been printed on this machine. An empty file in the cache folder records it, so that
-    a note is printed once a machine; without a writable cache it is always the first time."""
+    """Whether `note` has never been printed on this machine. An empty file in the cache folder records it. Without a
+    writable cache the answer is always yes."""
     mark = find_cache_folder() / "notes" / f"{note}-{platform.node() or 'here'}"
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)

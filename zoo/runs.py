@@ -50,9 +50,8 @@ MOST_METRICS = 1 << 30  # maximum bytes of a file of metrics: a line for each of
 
 
 def find(path: str | Path) -> Path:
-    """Find the checkpoint folder that a path means: the path itself, a run's newest checkpoint (`RUN`), its best
-    (`RUN@best`) or a step's (`RUN@400`), or an average of the weights (`RUN/ema`). Raises CheckpointError if there is
-    none."""
+    """Find the checkpoint folder for a path: the path itself, a run's newest checkpoint (`RUN`), its best (`RUN@best`)
+    or a step's (`RUN@400`), or an average of the weights (`RUN/ema`). Raises CheckpointError if there is none."""
     path, which = split_choice(path)
     disk.recover(path)
     if path.name in AVERAGES and not path.exists() and path.parent.exists():
@@ -70,7 +69,7 @@ def find(path: str | Path) -> Path:
 
 
 def follow(root: Path, name: str) -> Path:
-    """Find the checkpoint that a run's pointer file names, `latest` or `best`. Raises CheckpointError if the file or
+    """Return the checkpoint named in a run's pointer file, `latest` or `best`. Raises CheckpointError if the file or
     the checkpoint is missing."""
     if not (pointer := find_inside(root, name, str(root))).is_file():
         raise CheckpointError(f"{root.parent}@{name}: the run has kept none (zoo train keep_best=1 does)")
@@ -88,8 +87,8 @@ def follow(root: Path, name: str) -> Path:
 
 
 def split_choice(path: str | Path) -> tuple[Path, str]:
-    """Split `RUN@best` or `RUN@400` into the run and the choice, which is "" if there is none or if a folder has the
-    whole name. Raises CheckpointError for an invalid path."""
+    """Split `RUN@best` or `RUN@400` into the run and the choice. The choice is "" without an `@`, or if a folder has
+    the whole name. Raises CheckpointError for an invalid path."""
     if "\0" in str(path):
         raise CheckpointError(f"{quote(str(path))}: is no path (a checkpoint, or the folder of a run)")
     try:
@@ -103,7 +102,8 @@ def split_choice(path: str | Path) -> tuple[Path, str]:
 
 
 def find_step(root: Path, step: int) -> Path:
-    """Find the checkpoint of a step. If there is none, raises CheckpointError with a list of the run's checkpoints."""
+    """Return the checkpoint of a step. Raises CheckpointError, with a list of the run's checkpoints, if there is
+    none."""
     for folder in (there := steps(root)):
         if read_step(folder) == step:
             return folder
@@ -112,7 +112,7 @@ def find_step(root: Path, step: int) -> Path:
 
 
 def _find_average(path: Path) -> Path:
-    """Find an average of the weights: `path` is RUN/ema, RUN/lawa, or the same of a checkpoint."""
+    """Find an average of the weights. `path` is RUN/ema, RUN/lawa, or the same inside a checkpoint."""
     folder = find(path.parent) / path.name
     if not folder.is_dir():
         asked = "ema=0.999" if path.name == "ema" else "lawa=5"
@@ -128,7 +128,7 @@ def steps(root: Path) -> list[Path]:
 
 
 def read_step(folder: Path) -> int:
-    """Read the step of a checkpoint from its folder's name, `step-000400`."""
+    """Return the step in the name of a checkpoint's folder: 400 for `step-000400`."""
     return int(folder.name.removeprefix("step-"))
 
 
@@ -162,12 +162,12 @@ def locked(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 
 _launched: set[Path] = set()
-"""Folders that this process has locked in `locked_for_launch`."""
+"""Folders that `locked_for_launch` has locked in this process."""
 
 
 @contextmanager
 def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Lock a run's folder before Hydra writes its first file. `locked`, called in this process, then does nothing."""
+    """Lock a run's folder before Hydra writes its first file. A call of `locked` in this process then does nothing."""
     with locked(folder, say):
         _launched.add(folder.resolve())
         try:
@@ -177,8 +177,8 @@ def locked_for_launch(folder: Path, say: Callable[[str], object]) -> Iterator[No
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether a process is training in a run's folder. False if the file system has no locks, or if this user may
-    not read the lock."""
+    """Whether a process is training in a run's folder. False if the file system has no locks, or if this user may not
+    read the lock."""
     try:
         with (folder / LOCK).open("rb") as file:  # a folder may be another user's
             return (folder / LOCK).is_file() and disk.try_lock(file.fileno()) is False
@@ -199,7 +199,7 @@ def remember(folder: Path) -> None:
 
 
 def last_run() -> Path:
-    """Find the folder of the last run that was started in this working folder and has a checkpoint (`runs/last`).
+    """Return the folder of the last run that was started in this working folder and has a checkpoint (`runs/last`).
     Raises ConfigError if there is none."""
     if not LAST_RUN.exists():
         raise ConfigError(
@@ -214,14 +214,14 @@ def last_run() -> Path:
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """Read a result.json or a measured.json; empty if there is none. Raises CheckpointError if it is unreadable."""
+    """Read a result.json or a measured.json; {} if there is none. Raises CheckpointError if it is unreadable."""
     from zoo.untrusted.run_types import Result
 
     return _read_if_there(file, Result)
 
 
 def read_whole_result(file: Path) -> dict[str, Any]:
-    """Read a result.json; empty if it is missing or unreadable, so that a sweep runs the job again."""
+    """Read a result.json; {} if it is missing or unreadable, so that a sweep runs the job again."""
     try:
         return read_result(file)
     except CheckpointError:
@@ -229,7 +229,7 @@ def read_whole_result(file: Path) -> dict[str, Any]:
 
 
 def read_sweep_record(folder: Path) -> dict[str, Any]:
-    """Read a sweep's sweep.json; empty if there is none. Raises CheckpointError if it is unreadable, or names a job
+    """Read a sweep's sweep.json; {} if there is none. Raises CheckpointError if it is unreadable, or names a job
     outside the sweep's folder."""
     from zoo.untrusted.run_types import SweepRecord
 
@@ -241,14 +241,14 @@ def read_sweep_record(folder: Path) -> dict[str, Any]:
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the jobs of a sweep, in order, by their folders' names; empty if the folder has no sweep. Raises
-    CheckpointError as `read_sweep_record` does."""
+    """Read the jobs of a sweep, in order, by folder name; {} if the folder has no sweep. Raises CheckpointError as
+    `read_sweep_record` does."""
     return read_sweep_record(folder).get("jobs", {})
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a file of metrics; empty if there is none. A half-written last line is left out. Raises CheckpointError for
-    any other faulty line."""
+    """Read the lines of a metrics file; [] if there is none. A half-written last line is left out. Raises
+    CheckpointError for any other faulty line."""
     from zoo.untrusted.run_types import MetricsLine
 
     if not is_file(file):
@@ -265,7 +265,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read_environments(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's environments: one mapping per start or resumption, oldest first; empty if there is no file. Raises
+    """Read a run's environments: one mapping per start or resumption, oldest first; [] if there is no file. Raises
     CheckpointError if the file is unreadable."""
     file = folder / ENVIRONMENT
     shape = list[dict[str, str | int | float | None]]
@@ -273,7 +273,8 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_crowding(folder: Path) -> float:
-    """Read the machine's load per CPU when a run first started: above 1, other programs slowed it. 0 if unknown."""
+    """Return the machine's load per CPU when a run first started. Above 1, other programs slowed the run. 0 if
+    unknown."""
     for first in read_environments(folder)[:1]:
         cpus = re.search(r"of (\d+) CPUs", str(first.get("threads")))
         if cpus and first.get("load") is not None:
@@ -282,7 +283,7 @@ def read_crowding(folder: Path) -> float:
 
 
 def add_environment(folder: Path, environment: Mapping[str, Any]) -> None:
-    """Append the environment of a run that is starting or resuming."""
+    """Append the environment of a run's start or resumption."""
     disk.write_text(folder / ENVIRONMENT, json.dumps([*read_environments(folder), environment], indent=2) + "\n")
 
 
@@ -291,7 +292,7 @@ def _read_if_there(file: Path, shape: Any) -> dict[str, Any]:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path is a file; False if this user may not see it."""
+    """Whether a path is a file. False if this user may not see it."""
     try:
         return path.is_file()
     except OSError:
@@ -299,8 +300,8 @@ def is_file(path: Path) -> bool:
 
 
 def results(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Read the outcomes of a sweep's jobs, given by the names of their folders. A job without an outcome has the status
-    "cut off", or "not started" if it has no folder."""
+    """Return the outcomes of a sweep's jobs, given by folder name. A job without an outcome has the status "cut off",
+    or "not started" if it has no folder."""
 
     def missing(name: str) -> dict[str, Any]:
         return {"overrides": [], "status": "cut off" if (folder / name).is_dir() else "not started"}

@@ -21,7 +21,7 @@ def _digits(value: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """Format a count with the literature's suffixes M, B and T: 8030261248 as `8.03 B`."""
+    """Format a count with the suffixes M, B and T of the literature: 8030261248 as `8.03 B`."""
     return format_si(count).replace("G", "B")
 
 
@@ -45,8 +45,8 @@ def format_number(value: float, form: str) -> str:
 
 
 def format_p(p: float | None, level: float) -> str:
-    """Format a p-value with three decimals, or with as many as show on which side of the `level` it is (0.0497); as
-    `< 0.001` if it is below that and the level; empty for None."""
+    """Format a p-value with three decimals, or more if needed to show whether it is below the `level` (0.0497). `<
+    0.001` if it is below both 0.001 and the level; "" for None."""
     if p is None or p < min(0.001, level):
         return "" if p is None else "< 0.001"
     digits = 3
@@ -56,13 +56,13 @@ def format_p(p: float | None, level: float) -> str:
 
 
 def say_p(p: float | None, level: float) -> str:
-    """Write a p-value (`format_p`) in a sentence: `p = 0.012` or `p < 0.001`; empty for None."""
+    """Format a p-value (`format_p`) for a sentence: `p = 0.012` or `p < 0.001`; "" for None."""
     said = format_p(p, level)
     return said and f"p {'' if said.startswith('<') else '= '}{said}"
 
 
 def format_seconds(value: float) -> str:
-    """Format seconds: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; from two days on in days."""
+    """Format seconds: 0.0123 as `12.3 ms`, 7200 as `2.00 h`; two days and more in days."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if abs(value) >= 2 * length:
             return f"{value / length:,.0f} {unit}" if value >= 1000 * length else f"{_digits(value / length)} {unit}"
@@ -94,5 +94,5 @@ def format_figure(value: Any, unit: str, *, short: bool = False) -> str:
 
 
 def format_change(value: float) -> str:
-    """Format a relative difference: `+12.3 %`, and from tenfold on `×25.0`."""
+    """Format a relative difference: `+12.3 %`, or `×25.0` from tenfold on."""
     return f"×{1 + value:.1f}" if value >= 9 else f"{100 * value:+.1f} %"

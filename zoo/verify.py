@@ -1,7 +1,7 @@
 """Compare the figures of `zoo stats` with the model itself, built, run and trained for a step in torch's fake mode.
 
-A fake tensor has a shape, a dtype and a device, but no storage. The real program runs, kernel by kernel, so that a
-model of any size takes seconds and no memory. Measurements are those of a CPU.
+A fake tensor has a shape, a dtype and a device, but no storage. The real program runs, kernel by kernel, but a model of
+any size takes only seconds and no memory. Measurements are those of a CPU.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 PROBE = 64
-"""Tokens of the row with which FLOPs, saved activations and peak memory are measured. Any length would do for FLOPs,
-because these are sums over tokens and pairs."""
+"""Tokens of the sequence on which FLOPs, saved activations and peak memory are measured. FLOPs are sums over tokens and
+pairs, so any length would do for them."""
 
 CLOSE = 0.02
-"""Largest relative difference between Zoo's peak, which is summed from the sections of a pass, and torch's."""
+"""Largest allowed relative difference between Zoo's peak memory, a sum over the sections of a pass, and torch's."""
 
 
 def verify(spec: Tower | EncoderDecoder, setup: Setup | None = None) -> list[Row]:
@@ -77,7 +77,7 @@ def verify_flops(spec: Tower | EncoderDecoder) -> list[Row]:
 
 
 def _row(name: str, counted: float, found: float, note: str, within: float = 0.0) -> Row:
-    """Make a row; `within` is the relative difference that still counts as equal."""
+    """Make a row of the result. `within` is the relative difference that still counts as equal."""
     equal = abs(counted - found) <= within * abs(found)
     return {"name": name, "counted": counted, "found": found, "equal": equal, "note": note}
 
@@ -88,7 +88,7 @@ def _held(spec: Tower | EncoderDecoder) -> int:
 
 @contextmanager
 def _fake(spec: Tower | EncoderDecoder, dtype: str) -> Iterator[Model]:
-    """Enter fake mode, with the model built of fake tensors on the CPU."""
+    """Enter fake mode, and yield the model built of fake tensors on the CPU."""
     kind = resolve_dtype("bf16" if dtype == "fp8" else dtype)
     model = build(spec, device="meta", dtype=kind).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -106,13 +106,12 @@ def _ids(spec: Tower | EncoderDecoder, batch: int, tokens: int) -> torch.Tensor:
 
 
 def _inputs(spec: Tower | EncoderDecoder, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Give the further inputs of a pass: for an encoder-decoder, as many decoder tokens as encoder tokens."""
+    """Return the additional inputs of a pass: for an encoder-decoder, as many decoder tokens as encoder tokens."""
     return {"decoder_input_ids": ids.clone()} if spec.kind == "encoder_decoder" else {}
 
 
 def _flops(spec: Tower | EncoderDecoder, model: Model) -> Iterator[Row]:
-    """Count FLOPs with torch's FlopCounterMode, which follows only the eager kernel. This kernel computes masked pairs
-    too."""
+    """Count FLOPs with torch's FlopCounterMode. It counts only the eager kernel, which computes masked pairs too."""
     ids = _ids(spec, 1, PROBE)
     tokens = ids.shape[1]
     model.requires_grad_(False)
@@ -135,8 +134,8 @@ def _flops(spec: Tower | EncoderDecoder, model: Model) -> Iterator[Row]:
 
 
 def _compute_all(look: Look) -> Look:
-    """Return the Look whose pairs the eager kernel computes in decoding. The kernel also computes the keys that an
-    indexer leaves out, except where keys are pools (`near`): chosen pools are gathered first."""
+    """Return the attention pattern (Look) with all pairs that the eager kernel computes in decoding. The kernel also
+    computes the keys that an indexer leaves out, except if keys are pools (`near`): chosen pools are gathered first."""
     return look if look.near else look._replace(top_k=None)
 
 
@@ -152,8 +151,8 @@ def _training_flops(spec: Tower | EncoderDecoder, model: Model, ids: torch.Tenso
 
 
 def _count_convolution_backward(made: Any, x: Any, weight: Any, *how: Any, **given: Any) -> int:
-    """Count the FLOPs of a convolution's gradients: each as many as the forward pass. torch's own formula ignores
-    groups in the weights' gradient."""
+    """Count the FLOPs of a convolution's two gradients, each equal to those of the forward pass. torch's own formula
+    ignores groups in the weights' gradient."""
     *_, transposed, _, _, wanted = how
     return conv_flop_count(x, weight, made, transposed) * sum(wanted[:2])
 
@@ -209,11 +208,11 @@ def _optimized(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iter
 
 
 UNFAKED = {"adafactor": "reads its tensors' values", "adamw8bit": "is compiled"}
-"""Optimizers that do not run on fake tensors, which have no values, and why."""
+"""Optimizers that do not run on fake tensors, with the reason."""
 
 
 def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[Row]:
-    """Measure the bytes that autograd saves in a forward pass on a CPU, without those of weights and buffers."""
+    """Measure the bytes that autograd saves in a forward pass on a CPU, without weights and buffers."""
     ids = _ids(spec, 1, PROBE)
     model.train().requires_grad_(True)
     known = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
@@ -236,14 +235,14 @@ def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
 
 
 class _Saved:
-    """Wraps a tensor that autograd saves. When autograd frees the tensor, its wrapper leaves the WeakSet."""
+    """Wrapper of a tensor that autograd saves. When autograd frees the tensor, the wrapper leaves its WeakSet."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 def _whole(spec: Priced, pieces: dict[str, Any]) -> int:
-    """Sum the bytes that the sections of a pass save; a layer's section counts once for each layer of its kind."""
+    """Sum the bytes that the sections of a pass save. A layer's section counts once for each layer of its kind."""
     total = 0
     for name, tower in spec.towers().items():
         prefix = f"{name}." if name else ""
@@ -254,7 +253,7 @@ def _whole(spec: Priced, pieces: dict[str, Any]) -> int:
 
 class _WholePeak(MemTracker):
     """torch's MemTracker without the peaks of single modules: updating these after every operator would take two thirds
-    of a check's time. If torch renames the overridden method, only this saving is lost."""
+    of the time. If torch renames the overridden method, only this saving is lost."""
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         modules, self.memory_tracking = self.memory_tracking, WeakIdKeyDictionary()
@@ -283,7 +282,7 @@ def _peak(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
 
 
 def _everything(spec: Tower | EncoderDecoder, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Give the inputs with which a pass uses all weights: Longformer's global projections need a global token."""
+    """Return the inputs with which a pass uses all weights. Longformer's global projections need a global token."""
     blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
     return (
         {"global_attention_mask": torch.ones_like(ids)} if any("global" in b.attention.extras for b in blocks) else {}
