@@ -56,7 +56,7 @@ class Sampling:
       and multiplies negative ones;
     - `presence_penalty` is subtracted from the logit of every token generated so far, `frequency_penalty` once for each
       time that the token was generated (OpenAI's definitions; tokens of the prompt do not count);
-    - `bad_words` are token sequences that must not be written: the last token of a sequence is forbidden after all of its
+    - `bad_words` are token sequences that must not be written: the last token of a sequence is forbidden after all its
       other tokens;
     - `min_tokens` forbids stop ids until that many tokens are generated;
     - `process` is the caller's function of the token ids so far and the logits [V]; it returns new logits [V];
