@@ -78,8 +78,7 @@ def tune_as_trained(config: Named, setup: Setup) -> Setup:
 
 
 def add_stored(config: Named, overrides: Sequence[str], priced: dict[str, Any]) -> dict[str, Any]:
-    """Add the sizes of the stored tensors to a model's figures (`priced`), if the model has weight files and no
-    overrides."""
+    """Add the sizes of the stored tensors to the figures `priced`, if the model has weight files and no overrides."""
     from zoo.compose.targets import is_file
 
     if overrides or not (isinstance(config, str | Path) and is_file(config)):
@@ -135,7 +134,7 @@ def train(
     and thread count, and the allocator's settings (`zoo train` itself keeps freed memory in the process).
 
     Raises ConfigError for faulty input, before anything is written, ZooError when the training or a callback fails, and
-    KeyboardInterrupt, after a checkpoint, at Ctrl-C.
+    KeyboardInterrupt at Ctrl-C, after saving a checkpoint.
     """
     from zoo.errors import ConfigError
     from zoo.lazy import torch

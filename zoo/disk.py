@@ -71,8 +71,8 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
     The draft is renamed to `folder` when the block ends, unless another process made the folder first. A ZooError,
     which means that the written files are useless, deletes the draft; any other error keeps it. If another process
-    holds the draft, or drafts cannot be locked here, a separate draft is yielded (`replace_folder`). Abandoned drafts
-    are deleted after A_WEEK.
+    holds the draft, or drafts cannot be locked here, a separate draft is yielded (`replace_folder`). An abandoned draft
+    is deleted after A_WEEK.
     """
     folder = _real(folder)
     draft = folder.with_name(f".{folder.name}{PARTIAL}")
@@ -164,8 +164,7 @@ def flush(path: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Restore a folder whose replacement was interrupted between its two renames, on systems without an atomic
-    exchange."""
+    """Restore a folder whose replacement was killed between two renames, on systems without an atomic exchange."""
     folder = _real(folder)
     if not folder.name:  # the root of the file system
         return

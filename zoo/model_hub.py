@@ -100,8 +100,7 @@ def list_files(name: str) -> list[str]:
 
 @contextmanager
 def _opened(name: str) -> Iterator[tuple[Any, str, str | None]]:
-    """Yield the package huggingface_hub, and a name's repository and revision. The package's errors become a
-    CheckpointError of one line."""
+    """Yield the package huggingface_hub, and a name's repository and revision. Turn its errors into CheckpointError."""
     found = NAME.fullmatch(name)
     assert found is not None, name
     repo, revision = found.groups()

@@ -10,7 +10,7 @@ RUN/metrics.csv, samples.txt         the same as a table, and the samples writte
 RUN/loss.png, index.html             a plot of the losses, and the run's page
 RUN/environment.json                 the machine and versions of each start and resumption
 RUN/config.yaml, model.yaml          the training config, and the model's Spec
-RUN/tokenizer/                       what the run does not change: tokenizer, template, … (zoo/checkpoint/beside.py)
+RUN/tokenizer/                       files that a run does not change: tokenizer, template, … (zoo/checkpoint/beside.py)
 runs/last                            the folder of the last run, for `zoo generate`
 SWEEP/sweep.json                     the jobs of a sweep, by the names of their folders (zoo/jobs/sweep.py)
 """
@@ -102,8 +102,7 @@ def split_choice(path: str | Path) -> tuple[Path, str]:
 
 
 def find_step(root: Path, step: int) -> Path:
-    """Return the checkpoint of a step. Raises CheckpointError, with a list of the run's checkpoints, if there is
-    none."""
+    """Return the checkpoint of a step. Raises CheckpointError, with the existing checkpoints, if there is none."""
     for folder in (there := steps(root)):
         if read_step(folder) == step:
             return folder
@@ -273,8 +272,7 @@ def read_environments(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_crowding(folder: Path) -> float:
-    """Return the machine's load per CPU when a run first started. Above 1, other programs slowed the run. 0 if
-    unknown."""
+    """Return the machine's load per CPU at a run's first start. Above 1, other programs slowed it. 0 if unknown."""
     for first in read_environments(folder)[:1]:
         cpus = re.search(r"of (\d+) CPUs", str(first.get("threads")))
         if cpus and first.get("load") is not None:

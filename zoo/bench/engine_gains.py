@@ -279,8 +279,7 @@ def _stable(shape: RaceShape) -> Scenario:
 
 
 def _shared(shape: RaceShape) -> Scenario:
-    """Compare two ways of reading the keys of a prefix that sixteen requests share: once for all, or once per
-    request."""
+    """Compare reading the keys of a prefix that sixteen requests share: once for all, or once per request."""
     from zoo.generation.request import Request
     from zoo.kernels.view import PooledView
 

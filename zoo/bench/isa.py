@@ -18,8 +18,7 @@ HELD: dict[str, Mapping[str, str]] = {
         "CT2_FORCE_CPU_ISA": "AVX512",
     },
 }
-"""Environment variables by instruction set, for torch, oneDNN, MKL (on Intel), FBGEMM and CTranslate2. avx512 excludes
-AMX."""
+"""Environment variables by instruction set: torch, oneDNN, MKL (on Intel), FBGEMM, CTranslate2. avx512 excludes AMX."""
 NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 with AMX"}
 
 

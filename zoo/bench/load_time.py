@@ -28,8 +28,7 @@ def require_room(plan: Race, place: str) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of single characters to a folder, the smallest that zoo, transformers and `tokenizers` can all
-    read."""
+    """Write a tokenizer of single characters, the smallest that zoo, transformers and `tokenizers` can all read."""
     words = {chr(code): code for code in range(32, 127)} | {"<unk>": 0, "<eos>": 1}
     special = [
         {"id": words[word], "content": word, "special": True}

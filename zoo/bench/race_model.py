@@ -1,5 +1,4 @@
-"""Define the benchmark models that every library runs: a Llama-like shape, small enough for two CPU cores, and BERT
-base."""
+"""Define the benchmark models: a Llama-like shape, small enough for two CPU cores, and BERT base."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from zoo.errors import did_you_mean, refuse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RaceShape:
-    """A Llama-like model: pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head; 124,668,672
+    """Llama-like model: pre-norm, RoPE, RMSNorm, SwiGLU, grouped-query attention, untied head; 124,668,672
     parameters."""
 
     model: ClassVar[str] = "llama3-8b"

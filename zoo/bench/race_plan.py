@@ -1,5 +1,4 @@
-"""Plan a race of libraries from options: the workload and its sizes, the racers, and each racer's Python
-interpreter."""
+"""Plan a race of libraries from options: workload, sizes, racers, and each racer's Python interpreter."""
 
 import dataclasses
 import sys
@@ -74,8 +73,7 @@ class Race:
         return list(dict.fromkeys(filter(None, (self.dtype, self.weights)))) if self.workload == "decode" else []
 
     def job(self, folder: str, **changes: Any) -> dict[str, Any]:
-        """Make a worker's job as plain data for JSON. `weights` in `changes` is the precision of the worker's own
-        row."""
+        """Make a worker's job as plain data. `weights` in `changes` is the precision of the worker's own row."""
         own = {"weights": "", "alone": False, "folder": folder, "precisions": self.precisions}
         own["model"] = self.shape.model
         return dataclasses.asdict(self) | own | changes
@@ -134,8 +132,8 @@ def parse_peers(text: str) -> list[str]:
 
 
 def choose_interpreters(peers: Sequence[str], given: Sequence[str]) -> dict[str, str]:
-    """Choose the Python of zoo and of each peer. zoo has the running one; so has a peer unless `given` has `NAME=PATH`
-    for it, or a PATH for all peers. Raises ConfigError for a NAME that is not raced."""
+    """Choose the Python of zoo and of each peer: the running one, except for peers with `NAME=PATH` in `given`, or a
+    PATH for all peers. Raises ConfigError for a NAME that is not raced."""
     pythons = {name: sys.executable for name in (OURS, *peers)}
     for text in given:
         name, named, path = text.partition("=")

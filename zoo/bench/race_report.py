@@ -1,5 +1,4 @@
-"""Make a race's report: medians, paired ratios, fractions of the machine's limits and of the bare linears, peak
-memory."""
+"""Make a race's report: medians, paired ratios, fractions of the machine's limits and bare linears, peak memory."""
 
 import dataclasses
 import datetime
@@ -27,8 +26,8 @@ ACCOUNTING = {
 
 
 def compute_share(plan: Race, rate: float, machine: Mapping[str, float], weights: str = "") -> float | None:
-    """Compute the fraction of the machine's limit (see ACCOUNTING) that `rate` tokens per second achieve. None for a
-    workload without a limit."""
+    """Compute the fraction of the machine's limit (see ACCOUNTING) that `rate` tokens/s achieve; None if it has
+    none."""
     if plan.workload in ("batch", "load", "mlm"):
         return None
     n, head = plan.shape.matrix_params, plan.shape.head_params

@@ -1,9 +1,9 @@
 """Race libraries: compare their speed with the same weights and threads, each in fresh processes.
 
 A machine's speed drifts, so each round runs every racer once. The rates of two racers are divided round by round, and
-the median of these ratios is reported. Before that, the racers' float32 logits must be equal up to rounding, and so
-must the logits or losses of the timed runs. Whether they generate the same tokens is only reported: near ties may be
-rounded either way.
+the median of these ratios is reported. First, the racers' float32 logits must be equal up to rounding, and so must the
+logits or losses of the timed runs. Whether they generate the same tokens is only reported: near ties may be rounded
+either way.
 """
 
 import dataclasses

@@ -163,8 +163,7 @@ def describe_linears(report: Mapping[str, Any]) -> str:
 
 
 def describe_tokens(rows: Mapping[str, Row]) -> str:
-    """Return a note on whether the other rows generated the same greedy tokens as the first; empty if there are
-    none."""
+    """Return a note on whether the other rows generated the same greedy tokens as the first; "" without other rows."""
     (first, own), *others = rows.items()
     if "tokens" not in own or not others:
         return ""

@@ -62,8 +62,7 @@ def descend(cfg: DictConfig, key: str) -> tuple[DictConfig | None, list[str]]:
 
 
 def list_children(cfg: DictConfig) -> Iterator[tuple[str, DictConfig | None]]:
-    """Yield each key of a mapping with the mapping under it (None for other values). Interpolations are not
-    followed."""
+    """Yield each key of a mapping and the mapping under it (None for other values, and for interpolations)."""
     for key in cfg:
         yield str(key), find_mapping(cfg, str(key))
 

@@ -185,8 +185,8 @@ def open_repository(*folders: Path) -> Listed:
 
 
 class Listed(CachingConfigRepository):
-    """A repository that reads each file once and sees configs that are stored later. Hydra's own class deep-copies its
-    sources and does not see them."""
+    """A repository that reads each file once and sees configs that are stored later. Hydra's own class does not see
+    later configs, because it deep-copies its sources."""
 
     def __init__(self, delegate: ConfigRepository) -> None:
         for source in delegate.get_sources():
@@ -207,8 +207,7 @@ class Listed(CachingConfigRepository):
         return found
 
     def is_packaged(self) -> bool:
-        """Whether everything here is packaged: no user's folder, and no user's config loaded, except primary
-        configs."""
+        """Whether all is packaged: no user's folder, and no user's config loaded, except primary configs."""
         loaded = [each for key, each in self.cache.items() if not key.startswith(f"config_path={PRIMARY}")]
         return not any(each and each.provider in (STATED, TRUSTED) for each in (*self.get_sources(), *loaded))
 
@@ -244,8 +243,8 @@ def launch_jobs(
     hydra: Hydra, config_name: str, task: TaskFunction, overrides: list[str], jobs: Sequence[Sequence[str]]
 ) -> None:
     """Run jobs, each given by its overrides, with the config's launcher, in batches of at most
-    `hydra.sweeper.max_batch_size`. `Hydra.multirun` only runs the jobs of a sweeper; Hydra's basic sweeper makes all combinations, while Zoo's
-    list leaves out equal and finished jobs."""
+    `hydra.sweeper.max_batch_size`. `Hydra.multirun` only runs the jobs of a sweeper; Hydra's basic sweeper makes all
+    combinations, while Zoo's list leaves out equal and finished jobs."""
     cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
     callbacks = Callbacks(cfg)
     callbacks.on_multirun_start(config=cfg, config_name=config_name)
@@ -300,8 +299,7 @@ def name_primary() -> str:
 
 @contextmanager
 def store_primary(body: Any, name: str | None = None, *, trusted: bool = False) -> Iterator[str]:
-    """Store `body` as a primary config of Hydra while a `with` block runs. Yields the config's name, by default a new
-    one."""
+    """Store `body` as a primary config of Hydra during a `with` block. Yield its name, by default a new one."""
     name = name or name_primary()
     store = ConfigStore.instance()
     store.store(name, node=body, provider=TRUSTED if trusted else STATED)

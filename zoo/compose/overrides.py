@@ -35,8 +35,7 @@ STARTS = ("model", "base", "base_model", "like", "extends", "inherits", "from")
 
 
 def parse_overrides(texts: Iterable[str], faults: list[str], loader: Any = None) -> list[Override]:
-    """Parse overrides with Hydra's grammar. Unreadable ones are added to `faults`. Sweeps with `glob(*)` need a
-    `loader`."""
+    """Parse overrides with Hydra's grammar. Unreadable ones are added to `faults`. `glob(*)` needs a `loader`."""
     parser = OverridesParser.create(loader)
     parsed = []
     for text in texts:

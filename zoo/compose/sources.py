@@ -43,8 +43,8 @@ def locating(sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> It
 
 
 def locate_faults(faults: Iterable[str], sources: Sequence[StatedFile], overrides: Iterable[str] = ()) -> list[str]:
-    """Prefix each fault with `mine.yaml:12: `, the place of the fault's key or of a key above it; without a line for
-    other files, such as a config.json. Faults of keys in `overrides` are unchanged."""
+    """Prefix each fault with `mine.yaml:12: `, the place of the fault's key or of a key above it. Files other than
+    YAML, such as a config.json, have no line. Faults of keys in `overrides` are unchanged."""
     sources = [each for source in sources for each in _follow_defaults(source)]
     lines = {each: _read_lines(each, each.file.stat().st_mtime_ns if each.file.exists() else 0) for each in sources}
     parts = (text.lstrip("+~").partition("=") for text in overrides)
@@ -119,9 +119,9 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Ma
 def _find_typed(
     key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
-    """Return the override that caused a fault; None if none did. It is an override of the fault's key itself. If no
-    file sets that key, it may be one of a key above or below; if a file does, it may be one of a key above whose value
-    contains the key's name."""
+    """Return the override that caused a fault; None if none did. It is an override of the fault's key, of a key below
+    (if no file sets the fault's key), or of a key above (if no file sets the fault's key, or if the override's value
+    names that key)."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
     for each, value in typed.items():

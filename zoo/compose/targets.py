@@ -303,8 +303,7 @@ def compose_model(target: str | Path | Mapping[str, Any], overrides: Iterable[st
 
 
 class Composer:
-    """Composer of one model under many sets of overrides. Files are read once, and each set of choices is composed
-    once."""
+    """Composer of one model under many sets of overrides. Files are read once, each set of choices is composed once."""
 
     def __init__(self, target: str | Path | Mapping[str, Any]) -> None:
         self.found = find_target(target)
@@ -314,8 +313,7 @@ class Composer:
         self.composition = Composition(self.repo, self.body, self.found.label)
 
     def compose(self, overrides: list[str], varied: Collection[str] | None = None) -> Composed:
-        """Compose the config with overrides, with the model's keys at the root. `varied` is as in
-        `Composition.compose`."""
+        """Compose the config, with the model's keys at the root. `varied` is as in `Composition.compose`."""
         with locating(self.found.sources):
             made = self.composition.compose(overrides, varied)
         made.notes += self.found.notes

@@ -156,8 +156,8 @@ def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
 
 
 def _say_mask(grid: MaskGrid, choice: Choice) -> str:
-    """Describe the keys in a grid, and the keys that the grid omits. For bidirectional attention a model family is
-    named."""
+    """Describe the keys in a grid, and the keys that the grid omits. For bidirectional attention, name a model family
+    with it."""
     width = find_convolved(choice.component)
     said = [name_seen(choice.component)]
     said += [f"of the last {width} tokens"] if width else []

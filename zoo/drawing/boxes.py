@@ -183,8 +183,7 @@ def _join_labels(shapes: list[Shape]) -> list[Shape]:
 
 
 def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft: str) -> tuple[list[Shape], float]:
-    """Draw one cell per expert (or per several), filled for the number of experts that a token uses. Shared experts are
-    below."""
+    """Draw a cell per expert (or per several), filled for the active experts of a token. Below are shared experts."""
     each = -(-experts.count // MOST_CELLS)
     cells = -(-experts.count // each)
     lit = max(1, round(experts.active / each))

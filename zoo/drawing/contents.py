@@ -83,8 +83,8 @@ class LayerPlan:
 @dataclass(frozen=True)
 class TowerPlan:
     """A tower: elements before and after its layers, its kinds of layer, and its folded pattern. `beside` are inputs of
-    the layers outside the residual stream, such as a bias on scores. `fed` maps such an element's name to the element
-    before the layers that it reads."""
+    the layers outside the residual stream, such as a bias on scores. If such an element reads the result of an element
+    before the layers, `fed` maps the former's name to the latter's."""
 
     where: str
     title: str
@@ -252,8 +252,7 @@ def _join_copies(
 
 
 def make_element(name: str, part: Any, d_model: int, share: Share, but: Collection[str] = ()) -> Element:
-    """Make the element of a part: a component with its fields except those in `but`, or a bare weight with its
-    shape."""
+    """Make the element of a part: a component with its fields not in `but`, or a bare weight with its shape."""
     spec, role = (part.spec, part.role) if isinstance(part, Sized) else (part, "")
     width = part.d_model if isinstance(part, Sized) else d_model
     if not isinstance(spec, Spec):

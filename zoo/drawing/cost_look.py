@@ -11,7 +11,7 @@ from zoo.errors import ConfigError
 from zoo.units import format_count, format_share, format_si
 
 LEVELS = (0.01, 0.05, 0.2, 0.5)
-"""Fractions of the model's cost from which a box has the next colour."""
+"""Fractions of the model's cost at which a box's colour changes."""
 
 COSTS = {"params": "parameters", "flops": "FLOPs of a token", "cache": "cache of a sequence"}
 """Costs by which boxes can be coloured."""
@@ -53,8 +53,7 @@ def make_cost_look(plan: ModelPlan, by: str) -> Styling:
 
 
 def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Shape]:
-    """Draw the whole model as a bar. Each element's width is its share of the cost; its name is shown if there is
-    room."""
+    """Draw the model as a bar. An element's width is its share of the cost; its name is shown if there is room."""
     whole = getattr(sum_shares(plan), by)
     said = format_count(whole) if by == "params" else format_si(whole, "B" if by == "cache" else "")
     context = plan.figures["kv_cache"]["tokens"]

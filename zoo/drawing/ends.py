@@ -12,9 +12,9 @@ from zoo.spec import LOGITS, TOKENS, Linear, Sized, Spec
 
 
 class EndPiece(NamedTuple):
-    """A piece of a tower outside its layers: a part and its `path` in the tower. Parts and fields in `apart` are left
-    to other pieces. `said` is text from the trace. `name` is set if several pieces have one path. `reads` is, for a
-    piece outside the residual stream, the part before the layers that it reads ("" for none)."""
+    """A piece of a tower outside its layers: a part and its `path` in the tower. Parts and fields in `apart` belong to
+    other pieces. `said` is text from the trace. `name` is set if several pieces have one path. A piece outside the
+    residual stream may read the result of a part before the layers: `reads` is that part's path ("" for none)."""
 
     path: str
     part: Any
@@ -66,7 +66,7 @@ def _find_first(nodes: Sequence[TapeNode]) -> dict[str, int]:
 
 
 def _find_read(path: str, nodes: Sequence[TapeNode]) -> str:
-    """Find the part whose result the part at `path` reads, from their operations (`nodes`). "" if it reads none."""
+    """Return the path of the part whose result the part at `path` reads; "" if none. `nodes` are traced operations."""
     own = {node.index: ".".join(node.path) for node in nodes}
     made = (
         own.get(each.node.index, "")
@@ -88,8 +88,8 @@ def _divide_streams(part: Sized, before: Collection[str]) -> tuple[EndPiece, End
 
 
 def _name_activation(spec: Any, path: tuple[str, ...], nodes: Sequence[TapeNode]) -> str:
-    """Return the name of the activation after a component's matrix product at `path`; "" if none follows. It counts as
-    following if the component's next operation saves a tensor for the backward pass."""
+    """Return the name of the activation after a component's matrix product at `path`; "" if none follows. An activation
+    follows if the component's next operation saves a tensor for the backward pass."""
     ends = [at for at, node in enumerate(nodes) if node.path[:2] == path]
     after = nodes[ends[-1] + 1] if ends and ends[-1] + 1 < len(nodes) else None
     follows = after is not None and after.path == path[:1] and bool(after.saves)

@@ -26,14 +26,12 @@ NAMED = re.compile(r"([A-Z][^.:,()=·]{3,40}) \([^)]*\d{4}")
 
 
 def name_component(spec: Spec) -> str:
-    """Return the short name of a component, from its class: GQA, RMSNorm, MoE. The two extremes of GQA are MHA and
-    MQA."""
+    """Return a component's short name, from its class: GQA, RMSNorm, MoE. The extremes of GQA are MHA and MQA."""
     return _name_groups(spec, type(spec).__name__)
 
 
 def _name_groups(spec: Spec, text: str) -> str:
-    """Rename grouped-query attention at its extremes: multi-head with one query head per group, multi-query with one
-    group."""
+    """Rename GQA at its extremes: multi-head with one query head per group, multi-query with one group."""
     heads, groups = getattr(spec, "n_heads", 0), getattr(spec, "n_kv_heads", None)
     word = "head" if groups == heads else "query" if groups == 1 else ""
     return text.replace("GQA", f"M{word[0].upper()}A").replace("Grouped-query", f"Multi-{word}") if word else text

@@ -48,8 +48,7 @@ def _merge(layers: Sequence[LayerPlan]) -> dict[str, Element]:
 
 
 def _merge_elements(named: Sequence[tuple[str, Element]]) -> Element:
-    """Merge an element of several kinds of layer: rows with the common facts, then one row for each kind that
-    differs."""
+    """Merge an element of several kinds of layer: rows of common facts, then one row for each kind that differs."""
     first = named[0][1]
     share = sum((each.share for _, each in named), Share())
     if all(each.rows == first.rows and each.kept == first.kept for _, each in named):

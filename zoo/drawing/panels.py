@@ -42,8 +42,7 @@ ELSEWHERE = {
 
 @dataclass
 class _Layout:
-    """The positions of a layer's nodes in a panel, and the shapes drawn so far. `last` is the number of the output
-    node."""
+    """The positions of a layer's nodes in a panel, and the shapes drawn so far. `last` is the output node's number."""
 
     nodes: Mapping[int, Junction]
     spots: Mapping[int, NodePlace]

@@ -1,5 +1,5 @@
-"""Place the nodes of a layer in a grid. A node's row is its longest path from the input; parallel chains get columns of
-their own."""
+"""Place the nodes of a layer. A node's row is its longest path from the input; parallel chains get their own
+columns."""
 
 from __future__ import annotations
 
@@ -80,8 +80,7 @@ def _weigh_ways(nodes: Sequence[Junction], weights: Mapping[int, float]) -> dict
 
 
 def _follow(by_number: Mapping[int, Junction], ways: Mapping[int, float], end: int, placed: set[int]) -> list[int]:
-    """Follow the heaviest path back from `end` until a node that is `placed`. Values from outside the layer are
-    skipped."""
+    """Follow the heaviest path back from `end` to a node in `placed`. Values from outside the layer are skipped."""
     found = [end]
     while True:
         sources = (each for each in by_number[found[-1]].sources if isinstance(each, int) and by_number[each].sources)

@@ -114,6 +114,5 @@ def load_font(name: str) -> Any:
 
 @cache
 def _font_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a temporary folder for the font files. It lasts as long as the process, because matplotlib reads them when
-    it draws."""
+    """Make a temporary folder for font files. It lasts as long as the process: matplotlib reads them when drawing."""
     return tempfile.TemporaryDirectory(prefix="zoo-font-")

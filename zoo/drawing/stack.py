@@ -127,8 +127,7 @@ def _draw_plate(tower: TowerPlan, kind: str, count: int, width: float, look: Sty
 
 
 def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
-    """Draw a cell for each layer, the first at the bottom, with layer numbers. In a very deep tower a cell stands for
-    several layers."""
+    """Draw a numbered cell for each layer, the first at the bottom. In a very deep tower a cell is several layers."""
     count = min(len(tower.pattern), MOST_CELLS)
     size = min(9.0, TALLEST / count)
     left, right = 30.0, width - 30.0

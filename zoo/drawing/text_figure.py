@@ -45,8 +45,7 @@ def draw_text(plan: ModelPlan, look: Styling = PLAIN) -> list[Line]:
 
 
 def draw_text_strip(plan: ModelPlan) -> list[Line]:
-    """Draw the pattern of layers as text: a column for each layer, from left to right. ▒ marks a mixer with a
-    window."""
+    """Draw the pattern of layers as text, a column for each layer from left to right. ▒ marks a mixer with a window."""
     lines = _draw_header(plan)
     for tower in plan.towers:
         colors = {layer.kind: list_colors(layer) for layer in tower.layers}
@@ -131,8 +130,7 @@ def _draw_lanes(
     own: list[int],
     corner: str,
 ) -> str:
-    """Draw the lanes at the left of a text line: those that pass the height `level`, and those in `own`, which turn
-    into the line with a `corner`."""
+    """Draw the lanes left of a text line: those that pass height `level`, and `own`, which turn in with a `corner`."""
     passing = {
         lane
         for (source, end), lane in lanes.items()

@@ -28,8 +28,8 @@ Line = list[tuple[str, str]]
 
 
 class Difference(NamedTuple):
-    """A difference of an element from the other model's: tower, kind of layer, element, and `what` differs: "" for the
-    whole element, "title", or the text of a fact."""
+    """A difference of an element from the other model's: tower, kind of layer, element, and the part that differs
+    (`what`): "" for the whole element, "title", or the text of a fact."""
 
     where: str
     kind: str
@@ -64,8 +64,7 @@ def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
 
 
 def compare_elements(element: Element, other: Element | None) -> list[str]:
-    """List how an element differs from the other: "" and "title" for another or no component, and the facts that
-    `other` lacks."""
+    """List an element's differences: "" and "title" for another or no component, and the facts that `other` lacks."""
     if other is None:
         return ["", "title"]
     found = [] if element.title == other.title else ["", "title"]
@@ -83,8 +82,7 @@ def _name_ends(tower: TowerPlan) -> dict[str, Element]:
 
 
 def _match(group: AlikeLayers, others: Sequence[AlikeLayers], at: int) -> AlikeLayers | None:
-    """Find the other model's counterpart of a group: one with a kind of the same name, else the one at the same
-    index."""
+    """Find the other model's counterpart of a group: by a kind of the same name, or else by index."""
     kinds = {layer.kind for layer in group.layers}
     named = (each for each in others if kinds & {layer.kind for layer in each.layers})
     return next(named, others[at] if at < len(others) else None)

@@ -52,8 +52,7 @@ class ModelWires(NamedTuple):
 
 
 def wire_model(spec: Any) -> ModelWires:
-    """Trace the connections in a model's layers. A layer that cannot be traced is drawn as a chain of the parts that it
-    lists."""
+    """Trace the connections in a model's layers. An untraceable layer is a chain of the parts that it lists."""
     found = ModelWires({}, {})
     shape, memory = PassShape(min(TOKENS, spec.max_seq_len)), None
     with taping("cpu") as tape:
@@ -79,8 +78,7 @@ def _chain(parts: Iterable[str]) -> tuple[Junction, ...]:
 
 
 def _find_owner(path: tuple[str, ...], parts: Collection[str]) -> str:
-    """Return the part that an operation belongs to. "" for the layer itself, and for an operation that joins the mixers
-    of a part."""
+    """Return the part of an operation; "" for the layer itself, and for an operation that joins mixers of a part."""
     inner = ".".join(path[:2])
     return inner if inner in parts else "" if any(each.startswith(f"{path[0]}.") for each in parts) else path[0]
 
@@ -144,8 +142,7 @@ def _name_owners(nodes: tuple[Junction, ...], parts: Mapping[str, Any], d_model:
 
 
 def _choose_owner(node: Junction, nodes: tuple[Junction, ...], owners: list[str], seen: Counter[str]) -> str:
-    """Choose among the parts that contain a node's inner part: one that reads the node soon after, else each in
-    turn."""
+    """Choose among the parts that contain a node's inner part: a part that reads it soon after, or each in turn."""
     seen[node.part] += 1
     reached, read = {node.number}, []
     for each in nodes[node.number + 1 : node.number + 4]:

@@ -20,7 +20,7 @@ def _split_words(overrides: Any) -> Any:
 
 
 def _name_no_code(overrides: list[str]) -> list[str]:
-    """Return overrides unchanged. Raises ValueError for overrides that name code: a file must not run code."""
+    """Return the overrides. Raises ValueError if they name code, because a file must not run code."""
     try:
         check_overrides(overrides, "overrides")
     except ConfigError as error:

@@ -61,7 +61,7 @@ def list_decisions(kept: Kept) -> list[Decision]:
 
 
 def _is_fourfold(small: tuple[Experiment, ExperimentOutcome], large: tuple[Experiment, ExperimentOutcome]) -> bool:
-    """Whether two recipes have the same arms and metric, and the baseline of `large` about four times the
+    """Whether two recipes have the same arms and metric, and the baseline of `large` about four times as many
     parameters."""
     one, other = small[0], large[0]
     if one.arms.keys() != other.arms.keys() or (one.metric, one.higher) != (other.metric, other.higher):

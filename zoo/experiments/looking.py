@@ -70,8 +70,7 @@ def experiment(
 def judge_in_folder(
     name: str, experiment: Experiment, folder: Path, train: bool, observer: SweepObserver
 ) -> JudgedExperiment:
-    """Run an experiment or, without `train`, judge its existing runs. Write the verdict, plot and page to the
-    folder."""
+    """Run an experiment (or judge existing runs, without `train`). Write the verdict, plot and page to the folder."""
     if train:
         made = run_experiment(name, experiment, folder, False, observer)
     else:

@@ -1,7 +1,6 @@
 """Collect the noise of runs by model size from the stored verdicts: the noise atlas.
 
-It gives plans the standard deviation of the difference between two arms with one seed, and gives searches on narrow
-proxies that of one run.
+Plans use its noise of the difference between two arms with the same seed; searches on narrow proxies that of a run.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class PairNoise:
 
     sigma: float
     loss: float
-    """The loss for which `sigma` / `loss` is the median of these arms' ratios."""
+    """`sigma` ÷ the median over these arms of their own σ ÷ mean loss."""
     arms: int
     smallest: float
     largest: float

@@ -44,8 +44,7 @@ def assume_noise(experiment: Experiment, outlook: Outlook) -> tuple[Outlook, str
 
 
 def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """Describe in lines what the design can show besides a difference: equivalence, divergence, and the levels of
-    looks."""
+    """List what the design can show besides a difference: equivalence, divergence, and the levels of looks."""
     form, level, lines = experiment.form(False), LEVEL / outlook.comparisons, []
     seeds = form.looks[-1]
     if len(form.looks) > 1:
@@ -74,9 +73,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 
 def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str]:
-    """Return the relative σ (of a difference between two arms, ÷ loss) where learning rates are searched, the loss, and
-    its source. Noise and loss are for the size of the first arm, or of its proxy; without a stored verdict the loss is
-    LOSS. A proxy's σ is at least that of stored verdicts (`note_noise`)."""
+    """Return σ of a difference between two arms ÷ loss, the loss, and the loss's source, at the size at which learning
+    rates are searched: the first arm's, or its proxy's. Without a stored verdict at about this size the loss is LOSS. A
+    proxy's σ is at least that of stored verdicts (`note_noise`)."""
     searched = (*outlook.proxies, next(iter(outlook.arms.values()))[0])[0]
     params = outlook.predict(searched)["params"]
     if outlook.proxies:
@@ -88,10 +87,9 @@ def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str
 
 @functools.lru_cache(8)
 def find_wider_window(share: float, arms: int, seeds: int, level: float) -> float | None:
-    """Find the smallest window of good rates, in decades, that searches distinguish from one of TYPICAL with power
-    POWER at this level. None if none up to four times as wide is distinguished. The power is simulated, with the
-    functions that search and judge. `share` is σ of a difference between two arms ÷ loss, taken to be √2 times a
-    run's."""
+    """Find the narrowest window of good rates, in decades, that searches distinguish from one of TYPICAL with power
+    POWER at this level; None if it exceeds four times TYPICAL. The power is simulated, with the functions that search
+    and judge. `share` is σ of a difference between two arms ÷ loss, taken to be √2 times a run's."""
     widths = [TYPICAL * times / 10 for times in range(11, 41)]
     at = bisect.bisect_left(
         widths, POWER, key=lambda width: _simulate_power(width, share / math.sqrt(2), arms, seeds, level)
@@ -142,7 +140,7 @@ def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 def tell_blind(experiment: Experiment, each: Expectation, seen: float, sigma: float | None, level: float) -> list[str]:
     """Return a line if an expectation's published effect, or else its margin, is below `seen`, the smallest detectable
-    difference. Given `sigma` of a difference, the line has the number of seeds needed."""
+    difference. With `sigma` (of a difference between two arms) the line states the number of seeds needed."""
     published = None if each.verdict == "equivalent" else each.effect  # which lies within the margin
     effect = experiment.find_margin(each) if published is None else published
     if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:

@@ -48,9 +48,8 @@ UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of
 
 
 def register(experiment: Experiment, folder: Path, models: Mapping[str, Any]) -> dict[str, Any]:
-    """Register an experiment in its folder; if the folder is registered already, add what has changed. `models` has
-    each arm's resolved model and settings, or their hash. Returns the registration. Raises CheckpointError for a faulty
-    file."""
+    """Register an experiment in its folder; in a registered folder, add what has changed. `models` has each arm's
+    resolved model and settings, or their hash. Returns the registration. Raises CheckpointError for a faulty file."""
     stated = state_parts(experiment)
     parts = {name: _hash(part) for name, part in stated.items()}
     parts |= {"models": _hash(sorted(models.items())), "code": hash_code()}
@@ -95,8 +94,8 @@ def state_parts(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def describe_registration(registered: Mapping[str, Any] | None, experiment: Experiment | None = None) -> str:
-    """Say when an experiment was registered and what changed afterwards, in later runs and reports. Given `experiment`,
-    its changes count too."""
+    """Say when an experiment was registered and what changed afterwards, in later runs and reports. With `experiment`,
+    changes in its file are included."""
     if registered is None:
         return UNREGISTERED
     first = "after" if registered.get("late") else "before"

@@ -1,5 +1,4 @@
-"""Make the pages of `zoo explain` for words of verdicts, experiments and ladders, from the docstrings of their modules
-and classes."""
+"""Make the pages of `zoo explain` on verdicts, experiments and ladders, from docstrings of modules and classes."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ def explain_word(name: str) -> dict[str, Any] | None:
 
 
 def _list_lines(source: ModuleType | type) -> list[str]:
-    """List the paragraphs of a docstring, without indented lists of files, then a line for each documented field of a
-    class."""
+    """List a docstring's paragraphs, without indented lists of files, and a line per documented field of a class."""
     paragraphs = (inspect.getdoc(source) or "").split("\n\n")
     lines = [" ".join(each.split()) for each in paragraphs if not each.startswith(" ")]
     fields = read_docstrings(source) if isinstance(source, type) else {}

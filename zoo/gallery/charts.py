@@ -34,8 +34,7 @@ class LogScale:
         return self.first + share * (self.last - self.first)
 
     def list_ticks(self, base: int, most: int) -> list[float]:
-        """List the powers of a base within the scale, or every second, third … power so that there are at most
-        `most`."""
+        """List the powers of a base within the scale, or every second, third … power, to have at most `most`."""
         least, last = math.ceil(math.log(self.low, base) - 1e-9), math.floor(math.log(self.high, base) + 1e-9)
         step = -(-(last - least + 1) // most)
         return [float(base) ** power for power in range(least, last + 1, max(step, 1))]
@@ -89,8 +88,7 @@ def name_tokens(value: float) -> str:
 # ---------------------------------------------------------------- effects
 
 ROW, ACROSS, EDGE = 40, 460, 12
-"""Height of an effect's row, with its label above its interval; width of the axis; and the margins on both sides, in
-pixels."""
+"""Height of an effect's row with its label, width of the axis, and margin on either side, in pixels."""
 
 
 def draw_effects(effects: Sequence[DrawnEffect], title: str) -> str:

@@ -17,8 +17,8 @@ MEASURED, NOTES = (Path(__file__).parent / name for name in ("measured.yaml", "n
 
 @dataclasses.dataclass(frozen=True)
 class FamilyFacts:
-    """A family of models: the family it is based on (`like`, "" for none), and its measured `difference` from the
-    reference implementation."""
+    """A family: the family it is based on (`like`, "" for none), and its `difference` from the reference
+    implementation."""
 
     name: str
     title: str

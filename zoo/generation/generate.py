@@ -52,8 +52,7 @@ def generate(
 
 
 def begin(spec: Topology, ids: Tensor) -> Tensor:
-    """Return the tokens before the first generated one: the prompts [B, P], or an encoder-decoder's start tokens [B,
-    1]."""
+    """Return the tokens before the first new one: the prompts [B, P], or an encoder-decoder's start tokens [B, 1]."""
     return ids if find_writer(spec) is spec else torch.full_like(ids[:, :1], spec.start_id)  # type: ignore[attr-defined]
 
 

@@ -55,13 +55,12 @@ class Graphs:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """The tokens that the device chose for the rows of its last step (−1 for none). The id −1 − n refers to token n
+        """The tokens that the device chose for the rows of the last step (−1 for none). The id −1 − n refers to token n
         in this tensor. Allocated in the first warm-up, outside every recording."""
         return torch.zeros(self.most, dtype=torch.int64, device=self.store.device)
 
     def run(self, rows: Sequence[CachedRow], tokens: Sequence[Sequence[int]]) -> Sequence[Tensor] | None:
-        """Compute the logits [count, V] of each row's `count` next tokens. None if the step was not run (see
-        `launch`)."""
+        """Compute the logits [count, V] of each row's `count` next tokens. None if `launch` did not run the step."""
         step = self.launch(rows, tokens)
         if step is None:
             return None

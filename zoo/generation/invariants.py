@@ -153,8 +153,7 @@ def check_budget(counts: Iterable[tuple[int, bool]], budget: int, *, cut: bool =
 
 
 def check_drained(engine: Engine) -> list[str]:
-    """List the violated invariants of an engine without requests: no row may be left. Pages and slots kept for reuse
-    may stay."""
+    """List the violated invariants of an engine without requests. Pages and slots may only be kept for reuse."""
     faults = check(engine)
     held, waiting = list_held(engine), engine.scheduler.waiting
     if held or waiting or list_live(engine):
@@ -168,8 +167,7 @@ def check_drained(engine: Engine) -> list[str]:
 
 
 def check_initial(engine: Engine) -> list[str]:
-    """List the violated invariants of an engine after its prefixes and sources were forgotten: its pools must be as at
-    the start."""
+    """List the violated invariants of an engine that forgot prefixes and sources: pools must be as at the start."""
     faults = check_drained(engine)
     for number, pool in enumerate(engine.store.pools):
         if len(set(pool._free)) != len(pool.owners) or pool._keys:
@@ -180,8 +178,7 @@ def check_initial(engine: Engine) -> list[str]:
 
 
 def ensure_drained(engine: Engine) -> None:
-    """Check that an engine without requests holds nothing for rows. Raises ZooError with the first violated
-    invariant."""
+    """Raise ZooError with the first violated invariant if an engine without requests holds anything for rows."""
     faults = check_drained(engine)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

@@ -68,9 +68,8 @@ class EnginePasses:
 
     @cached_property
     def _lays_flat(self) -> bool:
-        """Whether the model's layers can read short rows (`_longest_flat`) concatenated at no extra cost. False for
-        compressed attention, chunked windows, positions that depend on a row's length, prefix-LMs and
-        encoder-decoders."""
+        """Whether the model's layers can read short rows (`_longest_flat`) concatenated at no extra cost. Not so:
+        compressed attention, chunked windows, positions by row length, prefix-LMs and encoder-decoders."""
         blocks = self.writer.blocks.values()
         able = all(each.varlen and each.ragged for block in blocks if (each := block.attention.passes))
         fixed = not any(each.reads_length for block in blocks if (each := block.attention.positioning))
@@ -89,8 +88,7 @@ class EnginePasses:
 
     @cached_property
     def _longest_flat(self) -> float:
-        """Maximum tokens of a chunk that can be concatenated at no extra cost (for MLA, the limit of absorbed
-        attention)."""
+        """Maximum tokens of a chunk that is concatenated at no extra cost (for MLA, the limit of absorption)."""
         return min(block.attention.passes.varlen for block in self.writer.blocks.values())
 
     def _list_fitting(self, chunks: Iterable[Chunk]) -> list[Chunk]:
@@ -109,7 +107,7 @@ class EnginePasses:
 
     def _lies_flat(self, batch: list[Chunk]) -> bool:
         """Whether a batch is concatenated: some chunk is part of a prompt, the chunks differ in numbers of cached or
-        new tokens, and the model can read them so (`_takes_varlen`)."""
+        new tokens, and the model can read concatenated rows (`_takes_varlen`)."""
         if self.deterministic or not any(chunk.count > 1 and not chunk.draft for chunk in batch):
             return False
         alike = {(chunk.sequence.row.length, chunk.count) for chunk in batch}  # type: ignore[union-attr]
@@ -133,8 +131,7 @@ class EnginePasses:
         return self.recurrent or any(isinstance(part, Linear) and part.bare for part in parts)
 
     def cached(self, sequence: RunningSequence) -> bool:
-        """Whether the next pass of a sequence needs no source tokens. False only for an encoder-decoder's first
-        pass."""
+        """Whether the next pass of a sequence needs no source tokens: all but an encoder-decoder's first pass."""
         return sequence.source is None or bool(sequence.row and sequence.row.source)
 
     def run(self, batch: list[Chunk]) -> Sequence[Tensor]:
@@ -148,8 +145,7 @@ class EnginePasses:
             return self._run(batch, replayed=False)
 
     def _run(self, batch: list[Chunk], *, replayed: bool) -> Sequence[Tensor]:
-        """Run one forward pass, as `run` does without adapters. With `replayed`, CUDA graphs and recordings of layers
-        may be replayed."""
+        """Run one forward pass. With `replayed`, CUDA graphs and recordings of layers may be replayed instead."""
         first, rows = batch[0].sequence, [chunk.sequence.row for chunk in batch]
         counts = [chunk.count for chunk in batch]
         longest, varlen = max(counts), self._lies_flat(batch)

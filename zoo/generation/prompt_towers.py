@@ -40,8 +40,7 @@ def check_length(spec: Tower, prompt: int, new: int) -> None:
 
 
 def find_limit(spec: Tower) -> int | None:
-    """Return the maximum sequence length, in tokens, that all position schemes of a tower support. None without a
-    limit."""
+    """Return the longest sequence, in tokens, that all position schemes of a tower support; None without a limit."""
     limits = [part.limit for _, part, _ in components(spec, spec.d_model) if isinstance(part, Position)]
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -162,8 +162,7 @@ class DraftModel:
         return torch.stack([found[each] for each in sequences]) if found else None
 
     def _pass(self, sequences: Sequence[RunningSequence], tokens: list[list[int]]) -> Tensor:
-        """Run the draft model on the next tokens of each sequence. Return the logits [B, V] after each sequence's last
-        token."""
+        """Run the draft model on each sequence's next tokens. Return the logits [B, V] after the last of them."""
         rows, counts = [self._rows[each] for each in sequences], [len(each) for each in tokens]
         new = max(counts)
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Schedule sequences: choose the sequences of the next step, and the number of tokens of each. Uses plain numbers, no
+"""Schedule sequences: choose which run in the next step, and how many tokens of each. Uses plain numbers, no
 tensors."""
 
 from __future__ import annotations

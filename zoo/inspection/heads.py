@@ -47,8 +47,7 @@ class HeadStats:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, probs: Tensor, visible: Tensor) -> None:
-        """Add the probabilities [B, H, T, S] of a batch. `visible` [B, H, T] is the number of keys that each query
-        sees."""
+        """Add the probabilities [B, H, T, S] of a batch. `visible` [B, H, T] counts the keys that a query sees."""
         probs = probs.double()
         sees = (visible > 0).double()
         self._sum("entropy", (measure_entropy(probs) * sees).sum((0, 2)))

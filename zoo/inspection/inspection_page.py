@@ -176,8 +176,7 @@ def draw_maps(maps: Tensor, title: str, file: Path) -> None:
 
 
 def draw_routing(routers: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draw each expert's load relative to the mean to a PNG file, a row for each router. Experts without a token have a
-    cross."""
+    """Draw each expert's load ÷ the mean to a PNG file, a row for each router. Unused experts have a cross."""
     from matplotlib.figure import Figure
 
     most = max(len(each["shares"]) for each in routers)

@@ -39,8 +39,7 @@ class Noise:
 
     @property
     def scale(self) -> float | None:
-        """The noise scale in sequences. None if there are too few sequences to distinguish the gradient from its
-        noise."""
+        """The noise scale in sequences; None if there are too few to distinguish the gradient from its noise."""
         return self.noise / self.signal if self.signal > 0 else None
 
     def describe(self) -> dict[str, Any]:

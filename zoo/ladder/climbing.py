@@ -104,7 +104,7 @@ def draw_outcome(outcome: Mapping[str, Any], name: str = "") -> str:
 
 
 def _open_folder(ladder: Ladder, folder: Path) -> Ladder:
-    """Write ladder.json. If the folder has it already, return its predicted seconds with the ladder. Raises ConfigError
+    """Write ladder.json. If it exists, return the ladder with the predicted seconds from the file. Raises ConfigError
     if the file is of another ladder."""
     file = folder / LADDER
     if not file.is_file():

@@ -47,8 +47,7 @@ PATIENCE = 20.0
 class LadderRequest:
     """A request for a ladder. `largest` and `smallest` are numbers of parameters (None: the model's own, and a
     sixteenth of `largest`). Each size is trained with `seeds` seeds. With `tune` the learning rate is searched at two
-    sizes, on a separate seed and separate data. `least_updates` is the minimum number of updates before the first point
-    of a size."""
+    sizes, on a separate seed and separate data. At least `least_updates` come before a size's first point."""
 
     model: str
     overrides: tuple[str, ...] = ()
@@ -232,9 +231,9 @@ def _check_base(base: TrainingPlan, keys: Sequence[str]) -> None:
 
 
 def predict_seconds(ladder: Ladder) -> Ladder:
-    """Predict the seconds of each run. Up to an expected PATIENCE, some updates (STEPS) and an evaluation are timed.
-    The seconds of other runs follow from the FLOP/s of the last timed size, or else of matrix products alone. Raises
-    ZooError if a run could not begin."""
+    """Predict the seconds of each run. STEPS updates and an evaluation are timed for each run in which this should take
+    at most PATIENCE. The seconds of other runs follow from the FLOP/s of the last timed size, or else of matrix
+    products alone. Raises ZooError if a run could not begin."""
     from zoo.run.builder import pick_device
     from zoo.training.device_defaults import settle_defaults
     from zoo.training.speed import find_peak

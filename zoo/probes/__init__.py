@@ -1,2 +1,1 @@
-"""Probes: synthetic tasks, each of which measures one ability of an architecture, at sizes that a CPU trains in
-seconds."""
+"""Probes: synthetic tasks that each measure one ability of an architecture, at sizes that a CPU trains in seconds."""

@@ -24,8 +24,7 @@ EVERY: tuple[type[Probe], ...] = (
 UNLISTED = (Bind, Noisy, Fuzzy, WordZ6, WordS5, WordS5Swaps, Mano, Compress)
 
 CARD = tuple(each.name for each in EVERY if each not in UNLISTED)
-"""Names of the ten probes of a default card. Of the word problems it includes only S3, the smallest non-commutative
-group."""
+"""The ten probes of a default card. The only word problem is S3, the smallest non-commutative group."""
 
 
 def make_probe(name: str, size: str = "card", settings: Mapping[str, object] | None = None) -> Probe:

@@ -23,11 +23,11 @@ class Mano(Probe, name="mano"):
     A sequence is padding and an expression in prefix notation: n operations +, − and ×, each followed by its two
     operands, and n + 1 numbers below p. Operations and numbers are equally likely, and so are all splits of the
     operations between two operands. The last token's label is the value. The level is n; training draws n from 1 to the
-    highest level. Chance is the probability of the likeliest value, 0. Controls: attention behind short convolutions
-    must reach levels; without token mixing, which shows the last number alone, accuracy is at chance.
+    highest level. Chance is the probability of the likeliest value (the number 0). Controls: attention behind short
+    convolutions must reach levels; without token mixing, which shows the last number alone, accuracy is at chance.
 
-    The paper uses more than 10 operations, too, and wider models with 12 layers. The steps and width of size `paper`
-    are our choice (`n_layers=12`).
+    The paper uses 10 operations and more, and wider models with 12 layers. The steps and width of size `paper` are our
+    choice (`n_layers=12`).
     """
 
     level_is: ClassVar[str] = "operations"

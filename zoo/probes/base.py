@@ -1,6 +1,5 @@
 # B rows, T tokens
-"""Define the base class of probes: examples are a pure function of seed and number, and the chance accuracy is
-known."""
+"""Define the base of probes: examples are a pure function of seed and number, and the chance accuracy is known."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ MAD = {"d_model": 128, "mixer_alone": False, "steps": 20_000, "rows": 128}
 """Width, layers and training budget of the tasks of MAD (Poli et al., 2024)."""
 
 MOST = (512, 2048, 8192)
-"""Limits to which a probe is extended: tokens of a sequence in training, in scoring, and of the vocabulary."""
+"""Limits of an extended probe: tokens of a training sequence, tokens of a scored sequence, size of the vocabulary."""
 
 STREAMS = ("train", "choose", "report", "map")
 """Independent streams of random numbers: examples for training, for choosing the learning rate and for reporting, and a

@@ -83,8 +83,7 @@ def format_level(outcome: ProbeOutcome) -> str:
 
 
 def format_steps(outcome: ProbeOutcome) -> str:
-    """Format the median over seeds of the steps to 90 % accuracy, and the range; `> 600` if 600 steps were not
-    enough."""
+    """Format the median and range over seeds of the steps to 90 % accuracy; `> 600` if 600 were not enough."""
     if not (steps := outcome.steps_to_solve):
         return "-"
     low, middle, high = (

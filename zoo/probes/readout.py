@@ -1,6 +1,5 @@
 # B rows, T tokens, D model width, V vocabulary
-"""Make a readout, trained with a model, that reconstructs all tokens of a sequence from the output at the last
-token."""
+"""Make a readout, trained with a model: it reconstructs a sequence's tokens from the output at the last token."""
 
 from __future__ import annotations
 

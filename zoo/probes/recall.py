@@ -1,6 +1,5 @@
 # B rows, T tokens, K keys, V vocabulary
-"""Define probes of associative recall: of values in the sequence (mqar, overwrite, bind, needle), or in the weights
-(memorise)."""
+"""Define probes of recall: of values in the sequence (mqar, overwrite, bind, needle), or in the weights (memorise)."""
 
 from __future__ import annotations
 

@@ -61,9 +61,9 @@ class Noisy(OneLength, name="noisy"):
     def baseline(self, level: int) -> float:
         """Compute the accuracy of a guess among the values so far: expected right guesses ÷ expected answers.
 
-        p is the probability of noise, h the number of keys. After j pairs, m of the h keys were seen. The next pair has
-        an answer with probability (1 − p)·m/h, and the guess is right at 1/m. E[m] = h·(1 − (1 − (1 − p)/h)^j), and m
-        is 0 with probability p^j.
+        p is the probability of noise, h the number of keys, m of which were seen in j pairs. The next pair has an
+        answer with probability (1 − p)·m/h, guessed right at 1/m. E[m] = h·(1 − (1 − (1 − p)/h)^j), and m is 0 with
+        probability p^j.
         """
         noise, half, before = level / 100, self.vocab // 2, np.arange(self.context // 2)
         asked = half * (1 - (1 - (1 - noise) / half) ** before)

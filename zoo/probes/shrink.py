@@ -54,8 +54,7 @@ FASTEST_CHUNK = 32
 
 
 class SizeDemand(NamedTuple):
-    """A probe's requirements: vocabulary, length of the longest sequence, whether layers have only a mixer
-    (`mixer_alone`), and width."""
+    """A probe's requirements: vocabulary, longest sequence, layers with only a mixer (`mixer_alone`), and width."""
 
     vocab_size: int
     max_seq_len: int

@@ -22,9 +22,9 @@ PAD = 2
 class Parity(Probe, name="parity"):
     """Parity of a sequence of bits (Hahn, 2020; Grazzi et al., 2024).
 
-    The answer at a bit is the sum modulo 2 of all bits up to it. Training draws lengths from `shortest` to `longest`,
-    with padding after the bits. Its labels are the answers at every bit, or only at the last bit if `cumulative` is
-    false. The level is the length; scoring has a label only at the last bit. Chance is 1/2.
+    The answer at a bit is the sum modulo 2 of all bits up to it. Training sequences have `shortest` to `longest` bits,
+    then padding. In training every bit has a label, or only the last bit if `cumulative` is false; in scoring only the
+    last bit. The level is the number of bits. Chance is 1/2.
 
     Grazzi et al. train lengths 3 to 40, 5.1 M sequences, and test 40 to 256.
     """
@@ -206,8 +206,7 @@ class WordS3(Word, name="word_s3"):
 @dataclass(frozen=True, kw_only=True)
 class WordS5(Word, name="word_s5"):
     """The word problem of S5, permutations of five elements: the smallest group whose word problem no circuit of
-    constant depth solves (unless TC⁰ = NC¹). The controls are those of `Word`; at size small the positive control
-    reaches no level."""
+    constant depth solves (unless TC⁰ = NC¹). The controls are those of `Word`; at size small the positive one fails."""
 
     group: str = "S5"
 

@@ -152,7 +152,7 @@ def score(
 
 
 def draw_held_out(probe: Probe, seed: int, stream: str, level: int | None = None, most: int = HELD_OUT) -> Examples:
-    """Draw the held-out examples of `score`. There are fewer of sequences longer than in training."""
+    """Draw the held-out examples of `score`: fewer if the sequences are longer than in training."""
     length = probe.seq_len if level is None else probe.length(level)
     rows = max(LEAST_HELD_OUT, min(most, most * probe.seq_len // length))
     return probe.examples(seed, stream, 0, rows, level)

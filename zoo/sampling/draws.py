@@ -39,8 +39,7 @@ class UniformPoints:
 
 
 class Tally:
-    """The distinct tokens of a sequence and their numbers of generated occurrences, in arrays that are quick to
-    copy."""
+    """A sequence's distinct tokens, and how often each was generated, in arrays that are quick to copy."""
 
     def __init__(self, context: Iterable[int]) -> None:
         self.tokens = array("q", dict.fromkeys(context))

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "grammar"]
 
 LONGEST: dict[Kind, int] = {"json_schema": 65536, "regex": 8192, "grammar": 65536}
-"""Maximum length of a grammar in characters, by kind. Longer grammars take seconds to compile, whatever the limits in
-FUEL."""
+"""Maximum characters of a grammar, by kind. Longer ones take seconds to compile, whatever the limits in FUEL."""
 
 TRIED = 16  # tokens generated at random to try a new grammar out
 
@@ -32,8 +31,7 @@ WHITESPACE = r"( |\n[ \t]{0,40})?"
 model could write whitespace for ever."""
 
 FUEL = {"initial_lexer_fuel": 1_000_000, "max_grammar_size": 100_000, "max_lexer_states": 50_000}
-"""Limits on compiling: about 20 ms in the lexer, and 100 MB of lexer states. llguidance's own limits apply to each
-step."""
+"""Limits on compiling: about 20 ms in the lexer, and 100 MB of lexer states. llguidance limits each step itself."""
 
 
 class GuideCompiler:
@@ -103,8 +101,7 @@ class Matcher:
 
     @property
     def fault(self) -> str | None:
-        """The reason why the grammar can no longer be followed, or None. A limit was exceeded, or a forbidden token was
-        consumed."""
+        """Why the grammar can no longer be followed, or None: a limit was exceeded, or a forbidden token consumed."""
         if not self.state.is_error():
             return None
         return " ".join(self.state.get_error().removesuffix("<non-verbose/>").split())[:200]
@@ -137,8 +134,7 @@ class Allowed:
 
 
 def find_banned(matchers: Sequence[Matcher | Allowed], vocab_size: int, device: torch.device) -> Tensor:
-    """Return the mask [G, V] of the tokens that the grammars of G rows forbid. A grammar with a fault forbids every
-    token."""
+    """Return the mask [G, V] of tokens that G rows' grammars forbid. A grammar with a fault forbids every token."""
     import numpy as np
 
     words = np.invert(_compute_words(matchers))

@@ -98,8 +98,7 @@ class Sampling:
         return self if self.seed is not None else dataclasses.replace(self, seed=int(torch.randint(2**63 - 1, ())))
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Check that `logit_bias` and `bad_words` contain only tokens of the vocabulary. Raises ConfigError
-        otherwise."""
+        """Raise ConfigError if `logit_bias` or `bad_words` has a token outside the vocabulary."""
         named = {"logit_bias": [*self.logit_bias], "bad_words": [token for word in self.bad_words for token in word]}
         faults = [
             f"{name}: names token {max(ids)}, the model's vocabulary is 0 to {vocab_size - 1}"

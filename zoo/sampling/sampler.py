@@ -1,6 +1,5 @@
 # B rows, V vocabulary, N tokens with a penalty
-"""Sample the next tokens of a batch whose rows have different options: edit the logits, then take the argmax or
-draw."""
+"""Sample the next tokens of a batch whose rows have different options: edit logits, then take the argmax or draw."""
 
 from __future__ import annotations
 
@@ -96,8 +95,7 @@ class RowGroup:
 
 
 def _group(options: Sequence[Sampling], vocab: int, device: torch.device) -> list[RowGroup]:
-    """Group rows by their own options alone, so that the computation of a row does not depend on the rest of the
-    batch."""
+    """Group rows by their own options alone, so that a row's computation does not depend on the other rows."""
     alike: dict[tuple[bool, int | None], list[int]] = defaultdict(list)
     for row, each in enumerate(options):
         alike[(False, None) if each.temperature == 0 else (True, find_head(each, vocab))].append(row)

@@ -81,8 +81,8 @@ def _reject(draft: Sequence[int], target: Tensor, proposal: Tensor | None, ahead
     """Return a row's tokens by modified rejection sampling of its draft. `target` [K + 1, V] and `proposal` [K, V] are
     probabilities.
 
-    Each position has separate random numbers for the draft, the test and the replacement. After a rejection the numbers
-    of later positions are used again there, because none of their decisions was kept.
+    Each position has separate random numbers for the draft, the test and the replacement. After a rejection, later
+    positions use their random numbers again, because none of their decisions was kept.
     """
     assert proposal is not None
     for place, (token, state) in enumerate(zip(draft, ahead, strict=False)):

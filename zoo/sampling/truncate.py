@@ -16,8 +16,7 @@ HEADS = (64, 128)  # numbers of likeliest tokens to try before sorting a whole r
 
 
 def find_head(sampling: Sampling, vocab: int) -> int | None:
-    """Return the number of likeliest tokens to sort first for a row's truncation: 0 means all, None means that no
-    sorting is needed."""
+    """Return the number of likeliest tokens to sort first for a row's truncation: 0 for all, None for no sorting."""
     top_k = min(sampling.top_k or vocab, vocab)
     if top_k == vocab and sampling.top_p in (None, 1):
         return None if sampling.typical_p in (None, 1) else 0
@@ -105,8 +104,7 @@ def draw(scores: Tensor, cuts: Cuts, points: Tensor, head: int | None) -> Tensor
     token.
 
     The cumulative distribution over token ids is inverted at the point. `head` is the result of `find_head`, the same
-    for all of these rows. On a CPU a whole row is sorted only if its `head` likeliest tokens do not determine the
-    truncation.
+    for all of these rows. On a CPU a whole row is sorted only if `head` tokens do not determine the truncation.
     """
     scores, tiles, best = _tile(scores)
     if head and _on_host(scores):

@@ -16,8 +16,7 @@ from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.printable import quote, shorten
 
 FILE = 128 << 20
-"""Maximum bytes of a file. The largest published ones are a tokenizer (34 MB) and an index of 140,000 tensors (14
-MB)."""
+"""Maximum bytes of a file. The largest published are a tokenizer (34 MB) and an index of 140,000 tensors (14 MB)."""
 SETTINGS = 16 << 20
 """Maximum bytes of a settings file, such as a config.json."""
 NESTED = 64

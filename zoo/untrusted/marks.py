@@ -16,8 +16,7 @@ def list_lines(text: str) -> dict[str, int]:
 
 
 def find_key(text: str, index: int) -> str:
-    """Return the dotted key of which the key or the value starts at character `index` of the text; "" if there is
-    none."""
+    """Return the dotted path of the key or value that starts at character `index` of the text; "" if there is none."""
     found = (path for path, *nodes in _walk(yaml.compose(text, LOADER), ()) if index in _begin(nodes))
     return ".".join(next(found, ()))
 

@@ -50,8 +50,7 @@ def list_dtypes(kernel: str, settings: Settings) -> tuple[str, ...]:
 
 
 def check_case(kernel: str, case: AttentionCase, dtype: str, settings: Settings) -> ReportRow:
-    """Check a kernel on one case, forward and backward. The row has the reason instead if the kernel refuses the
-    case."""
+    """Check a kernel on one case, forward and backward. If the kernel refuses the case, the row has the reason."""
     row: ReportRow = {"kernel": kernel, "case": case.name, "dtype": dtype}
     reasons = list_refusals(kernel, case, dtype, settings.device)
     if None not in reasons.values():
@@ -87,8 +86,7 @@ def run_kernel(inputs: CaseInputs, kernel: str, way: str) -> dict[str, Tensor]:
 def compare_errors(
     got: dict[str, Tensor], exact: dict[str, Tensor], eager: dict[str, Tensor], dtype: str
 ) -> dict[str, Any]:
-    """Compute the errors of each tensor, those of eager, and `excess`, the largest ratio of an error to the limit by
-    RULE."""
+    """Compute each tensor's errors, eager's, and `excess`: the largest ratio of an error to its limit by RULE."""
     tensors = {}
     for name, wanted in exact.items():
         ours, theirs = measure_errors(got[name], wanted), measure_errors(eager[name], wanted)

@@ -76,8 +76,7 @@ def list_jobs(settings: Settings) -> list[Measurement]:
 
 
 def time_piece(name: str, way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
-    """Time one implementation of an operation, forward and with its backward pass, and compute its fraction of copy
-    bandwidth."""
+    """Time one implementation of an operation, forward and in both passes, with the fraction of copy bandwidth."""
     row: ReportRow = {"piece": name, "way": way}
     if reason := _why_absent(way, settings):
         return {**row, "left_out": reason}
@@ -221,8 +220,7 @@ def _draw_activations(device: str, *shape: int) -> Tensor:
 
 
 def time_grouped(way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
-    """Measure the FLOP/s of the experts' grouped matrix product, forward and with backward. Tokens choose experts at
-    random."""
+    """Measure FLOP/s of the experts' grouped matrix product, forward and with backward, with random routing."""
     x = _draw_activations(settings.device, sizes.tokens, sizes.d_model)
     weight = _draw_activations(settings.device, sizes.experts, sizes.expert_width, sizes.d_model)
     counts = torch.randint(sizes.experts, (sizes.tokens,)).bincount(minlength=sizes.experts)
@@ -243,8 +241,7 @@ def time_grouped(way: str, sizes: PieceSizes, settings: Settings) -> ReportRow:
 
 
 def time_layer(way: str, settings: Settings) -> ReportRow:
-    """Time a training step of one compiled Llama 3 8B layer with a small vocabulary, in bf16 or in a float8 recipe
-    (`way`)."""
+    """Time a training step of a compiled Llama 3 8B layer with a small vocabulary, in bf16 or a float8 recipe."""
     row: ReportRow = {"piece": "layer", "way": way}
     if way in fp8.RECIPES and not find_version("torchao"):
         return {**row, "left_out": "torchao is not installed"}

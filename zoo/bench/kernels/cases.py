@@ -31,8 +31,7 @@ BUCKETS = 32
 
 
 class CaseSize(NamedTuple):
-    """The default dimensions of the cases: sequences, tokens per sequence, heads, channels per head, and keys in a
-    window."""
+    """The default dimensions of the cases: sequences, tokens, heads, channels per head, and keys in a window."""
 
     batch: int
     length: int
@@ -72,8 +71,7 @@ class AttentionCase:
 
 
 def list_cases(*, large: bool = False) -> list[AttentionCase]:
-    """List all cases, the most common first. `large` cases span several blocks of a GPU kernel; the others suit a
-    CPU."""
+    """List all cases, the most common first. `large` cases span several blocks of a GPU kernel."""
     size = LARGE if large else SMALL
     return [*_plain(size), *_scored(size), *_unequal(size), *_cached(size), *_wide(size)]
 

@@ -99,8 +99,7 @@ def check_kernels(
 
 
 def make_report(about: Mapping[str, Any], found: Mapping[str, list[ReportRow]], start: float) -> dict[str, Any]:
-    """Make the report of the rows `found` so far, as plain data. `start` is when the check began, by
-    time.monotonic()."""
+    """Make the report of the rows `found` so far, as plain data. `start` is the beginning by time.monotonic()."""
     return {
         **about,
         "seconds": round(time.monotonic() - start, 1),
@@ -196,8 +195,7 @@ def summarize_rows(rows: list[ReportRow]) -> str:
 
 
 def name_state(row: Mapping[str, Any]) -> str:
-    """Return the state of a report's row: passed, failed, refused, left out, raised, or measured if there is no pass
-    mark."""
+    """Return a row's state: passed, failed, refused, left out, raised, or measured (if nothing is required)."""
     for key in ("refused", "left_out", "raised"):
         if key in row:
             return key.replace("_", " ")

@@ -184,8 +184,8 @@ LOUD = 2.0  # standard deviation of weights, as a multiple of 1/√d_in
 
 
 def check_tokens(settings: Settings) -> ReportRow:
-    """Compare float32 tokens of prompts of different lengths with those of the engine on a CPU. On CUDA they are
-    generated with and without graphs, on a CPU with a paged cache."""
+    """Compare the engine's float32 tokens on this device with its tokens on a CPU, for prompts of different lengths: on
+    CUDA with and without graphs, on a CPU with a paged cache."""
     spec = load("llama-tiny", (*CHECKED, "max_seq_len=512"))
     prompts = draw_prompts(spec.vocab_size, list(PROMPTS), settings.seed)
     model = build_loud(spec, settings.seed)

@@ -27,8 +27,7 @@ LEAST, MOST = 5, 200  # timed calls
 STRETCH = 5  # LEAST calls may take up to STRETCH × `spend` seconds; of slower calls there are fewer
 
 QUICK_SIDES, SIDES = (64, 128, 256, 512), (4096, 8192)
-"""Sides of the timed square matrix products. Libraries choose an algorithm by size; a single size may miss the
-limit."""
+"""Sides of the timed square matrix products. A library chooses its algorithm by size, so several sizes are timed."""
 
 
 @dataclass(frozen=True)

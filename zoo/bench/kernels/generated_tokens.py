@@ -1,7 +1,6 @@
 # T tokens, V vocabulary
 """Check the engine of `zoo generate` from end to end on a device. Five architectures generate in bfloat16, with paged
-caches, CUDA graphs, prompts of different lengths and speculation. The tokens are compared with one full forward pass
-without a cache."""
+caches, CUDA graphs, unequal prompts and speculation. The tokens are compared with a full forward pass."""
 
 from __future__ import annotations
 

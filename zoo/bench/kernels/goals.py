@@ -12,7 +12,7 @@ MFU = {"Llama 1.2 B": 0.45}
 
 
 class Goal(NamedTuple):
-    """A goal: its name, the measured figure (None: not measured), the least figure that meets it, and whether both are
+    """A goal: name, measured figure (None: not measured), least figure that meets it, and whether both are
     fractions."""
 
     name: str

@@ -126,8 +126,7 @@ def _runs(report: Mapping[str, Any]) -> list[str]:
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
-    """List one line per kernel: cases by state, and for each pass the largest error as a multiple of the allowed
-    error."""
+    """List one line per kernel: cases by state, and each pass' largest error as a multiple of the allowed error."""
     by_kernel: dict[str, list[ReportRow]] = {}
     for row in report["errors"]:
         by_kernel.setdefault(row.get("kernel", row["name"].partition(":")[0].removeprefix("errors ")), []).append(row)
@@ -185,8 +184,8 @@ PASSES = {"forward": "forward", "both": "forward and backward"}
 
 
 def _page_reads(report: Mapping[str, Any]) -> list[str]:
-    """List the attention time of a decoding step from a paged cache, in microseconds, by kernel and layer, with the
-    fraction of copy bandwidth."""
+    """List, by kernel and layer, the microseconds of a decoding step's attention from a paged cache and the fraction of
+    copy bandwidth."""
     found = {(row["kernel"], row["layer"]): row for row in report["speed"] if "seconds" in row and "layer" in row}
     layers = list(dict.fromkeys(layer for _, layer in found))
     rows = [("decoding from pages, µs (share of copy)", *layers)]

@@ -1,8 +1,7 @@
 """Check `zoo train` on several GPUs: ten steps of every mesh compared with one GPU's losses, each form of checkpoint, a
 killed process, and the MFU of an 8B model.
 
-Each run is a command of its own, started as a user starts it (launcher=torchrun): a run that hangs costs one row of the
-report.
+Each run is its own command, as a user starts it (launcher=torchrun): one that hangs costs one row of the report.
 """
 
 from __future__ import annotations
@@ -81,8 +80,7 @@ ACCOUNTING = (
 
 
 def list_jobs(settings: Settings, *, gpus: int) -> list[Measurement]:
-    """List the jobs over `gpus` processes: each mesh, each form of checkpoint, a killed process; and generation over
-    two."""
+    """List the jobs: each mesh of `gpus` processes, each form of checkpoint, a killed process, generation over two."""
     names = [name for name in list_meshes(gpus) if settings.device != "cpu" or "async" not in name]
     jobs = [(name, partial(train_mesh, settings, gpus, name)) for name in names]
     jobs += [(f"save {form}, and go on", partial(resume_half, settings, gpus, form)) for form in FORMS]
@@ -217,8 +215,7 @@ def time_large(gpus: int) -> ReportRow:
 
 
 def compare(losses: Sequence[float], wanted: Sequence[float], fault: str | None) -> ReportRow:
-    """Compare a run's losses with those `wanted`. The row passes if they differ by at most NEAR and there is no
-    `fault`."""
+    """Compare a run's losses with `wanted`. The row passes if they differ by at most NEAR and `fault` is None."""
     if fault is not None or len(losses) != len(wanted):
         return judge({}, [fault or f"has {len(losses)} losses of {len(wanted)}"])
     gaps = [abs(a - b) for a, b in zip(losses, wanted, strict=True)]
@@ -237,8 +234,7 @@ def list_options(settings: Settings, folder: Path) -> tuple[str, ...]:
 
 
 def run_zoo(settings: Settings, gpus: int, folder: Path, *options: str) -> str | None:
-    """Run a small `zoo train` over `gpus` processes. Return the last line of its error output, or None if it
-    succeeded."""
+    """Run a small `zoo train` over `gpus` processes. Return the last line of its error output; None on success."""
     return call_zoo(gpus, *list_options(settings, folder), *options)
 
 

@@ -20,8 +20,7 @@ from zoo.bench.kernels.device_timing import Limits, synchronize
 from zoo.lazy import torch
 
 ReportRow = dict[str, Any]
-"""One row of the report: figures by name. A row without figures has "refused", "left_out" or "raised", with the
-reason."""
+"""A row of the report: figures by name. Without figures it has the reason as "refused", "left_out" or "raised"."""
 
 LEAST = 2.0
 """Least remaining time, in seconds, for which a process is still started."""
@@ -29,8 +28,7 @@ LEAST = 2.0
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of all measurements. `quick` uses sizes for a CPU. `limits` are the device's, None before they are
-    measured."""
+    """The settings of all measurements. `quick` uses sizes for a CPU. `limits` is None until it is measured."""
 
     device: str
     quick: bool = False
@@ -123,8 +121,7 @@ def serve_jobs(pipe: Connection, part: CheckPart, settings: Settings) -> None:
 
 
 def attempt_job(run: Callable[[], ReportRow], device: str) -> ReportRow:
-    """Run a job and return its row, or a row with the exception that it raised. "lost" means that the device does not
-    answer."""
+    """Run a job and return its row, or a row with its exception. "lost" means that the device does not answer."""
     try:
         found = run()
         synchronize(device)

@@ -1,5 +1,4 @@
-"""Time vLLM's decoding for comparison, if it is installed. Shape, prompts and lengths are the same; the weights are
-random."""
+"""Time vLLM's decoding for comparison, if installed: same shape, prompts and lengths, but random weights."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ def list_jobs(settings: Settings) -> list[Measurement]:
 
 
 def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
-    """Measure vLLM's tokens/s from the difference of two runs. The second generates `WHOLE.timed` more tokens per
-    prompt."""
+    """Measure vLLM's tokens/s from two runs; the second generates `WHOLE.timed` more tokens per prompt."""
     if (version := find_version("vllm")) is None:
         return {"left_out": MISSING}
     if settings.device != "cuda" or settings.quick:

@@ -103,8 +103,7 @@ def train_plain(device: str, quick: bool, seed: int) -> ReportRow:
 
 
 def resume_half(settings: Settings) -> ReportRow:
-    """Train half of the steps, resume from the checkpoint, and compare the losses with those of an uninterrupted
-    run."""
+    """Train half of the steps, resume from the checkpoint, and compare the losses with an uninterrupted run's."""
     import zoo
 
     steps = count_steps(settings)

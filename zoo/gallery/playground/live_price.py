@@ -208,8 +208,7 @@ def _draw_model(start: PricedModel, now: PricedModel, name: str) -> dict[str, st
 
 
 def _draw_cache(start: PricedModel, now: PricedModel) -> dict[str, Any]:
-    """Draw the bytes of the cache by context length, with the bytes of the weights as a line. Empty for a model without
-    a cache."""
+    """Draw the bytes of cache by context length, and those of the weights as a line. Empty without a cache."""
     longest = min(start.longest, now.longest)  # learned positions may end there
     contexts = [at for step in range(POINTS) if (at := longest >> (POINTS - 1 - step))]
     caches = {"start": start.list_caches(contexts), "now": now.list_caches(contexts)}

@@ -104,9 +104,8 @@ def _call(words: Sequence[str], what: str, tool: str) -> None:
 
 
 def compile_zips(pyodide: Path, packed: Path, out: Path) -> bool:
-    """Compile the modules of `packed` and of Pyodide's standard library to bytecode of Pyodide's Python, with Node,
-    into two zips in `out`. Return False without Node. Compiling in the browser would double the time to the first
-    price."""
+    """Compile the modules of `packed` and of Pyodide's standard library to bytecode, with Node, into two zips in `out`.
+    Return False without Node. Compiling in the browser would double the time to the first price."""
     node = shutil.which("node")
     if node is None:
         return False
