@@ -222,7 +222,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Resolve links to an absolute path. Unlike `.`, it has a name."""
+    """Return the absolute path without links, which has a name even for `.`."""
     return Path(os.path.realpath(path))
 
 

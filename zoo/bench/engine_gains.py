@@ -158,7 +158,7 @@ def _batch(shape: RaceShape) -> Scenario:
 
 
 def _guided(shape: RaceShape) -> Scenario:
-    """Compare eight texts guided by a JSON schema with eight free ones."""
+    """Compare eight texts guided by a JSON schema with eight unguided texts."""
     from zoo.sampling.guide import GuideCompiler
 
     model = _make_ready(_build(shape))

@@ -153,8 +153,8 @@ def _name_versions(name: str, row: Row) -> str:
 
 
 def describe_linears(report: Mapping[str, Any]) -> str:
-    """Describe the milliseconds of the bare linears by each way to multiply. Each is a lower bound of a decoding step.
-    A star marks the fastest way of each precision, with which rows are compared."""
+    """Format the milliseconds of the bare linears by way to multiply; a decoding step cannot take less. A star marks
+    the fastest way of each precision, the basis of the rows' fractions."""
     times = []
     for ways in report["machine"].get("linears", {}).values():
         best = min(ways.values(), default=0)

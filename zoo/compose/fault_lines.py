@@ -74,7 +74,7 @@ def find_mapping(cfg: DictConfig, name: str) -> DictConfig | None:
 
 
 def list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of a config, the shallow ones first at each level. Interpolations are not followed."""
+    """Yield every dotted key of a config, shallow keys first at each level. Interpolations are not followed."""
     for name, _ in list_children(cfg):
         yield f"{prefix}{name}"
     for name, child in list_children(cfg):

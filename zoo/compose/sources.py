@@ -153,8 +153,8 @@ def _list_places(key: str, text: str, roots: Collection[str]) -> Iterator[str]:
 
 
 def _name_fields(source: StatedFile, text: str) -> str:
-    """Name the fields of a config.json that a fault's text calls by Zoo's names: num_key_value_heads for n_kv_heads.
-    Empty for other files."""
+    """Return a note with the config.json fields behind Zoo's fields in a fault's text: num_key_value_heads for
+    n_kv_heads. Empty for other files."""
     if source.file.suffix != ".json":
         return ""
     try:

@@ -205,8 +205,8 @@ def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft
 def _draw_shared(
     experts: ExpertCounts, one: float, inner: float, y: float, line: str, soft: str
 ) -> tuple[list[Shape], float]:
-    """Draw a filled square for each shared expert. A routed expert's square would have side `one`; areas are
-    proportional to numbers of weights."""
+    """Draw a filled square for each shared expert, with an area in proportion to its weights. `one` is the side of the
+    square of a routed expert."""
     if not experts.shared:
         return [], y
     side = min(one * math.sqrt(experts.times), 3 * CELL)

@@ -26,7 +26,7 @@ from zoo.spec.parts import count_kinds
 NOTHING = Share()
 
 READERS = {"position": "read in attention"}
-"""Readers of a box outside the residual stream, by axis, if they are not the layers themselves."""
+"""Text that names the readers of a box outside the residual stream, by axis. Without an entry all layers read it."""
 
 TITLES = {"embedding": "Embedding", "position": "{} position"}
 """Titles of boxes by axis, for axes whose component names are not clear on their own."""

@@ -130,7 +130,8 @@ def _draw_lanes(
     own: list[int],
     corner: str,
 ) -> str:
-    """Draw the lanes left of a text line: those that pass height `level`, and `own`, which turn in with a `corner`."""
+    """Draw the lanes at the left of a text line: `│` for lanes that pass height `level`, `corner` for lanes in
+    `own`."""
     passing = {
         lane
         for (source, end), lane in lanes.items()

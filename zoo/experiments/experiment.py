@@ -51,15 +51,15 @@ class Expectation(Strict):
     arm: str
     against: str | None = None
     metric: str | None = None
-    """The metric, if not the recipe's. `lr window` is the width in decades of the window of good learning rates; wider
-    is better."""
+    """The metric; by default the recipe's. `lr window` is the width in decades of the window of good learning rates,
+    where wider is better."""
     verdict: Literal[Verdict, "any"] | None = None
     """The expected verdict; `any` shows the comparison without an expectation."""
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     at_least: float | None = None
     at_most: float | None = None
     margin: PositiveFloat | None = None
-    """The margin of equivalence, if not the experiment's."""
+    """The margin of equivalence; by default the experiment's."""
     effect: float | None = None
     """The paper's difference in the metric. The plan says if the design is too small to detect it."""
     paper: str = ""
@@ -105,8 +105,8 @@ class ExperimentForm(Strict):
 
 class Experiment(Strict):
     """An experiment: arms, and the design of their runs. An arm is a list of overrides, added to the `shared` ones.
-    Runs train by `config`, a training YAML (a path, or a name in recipes/configs/; by default that of `zoo train`),
-    unless they are those of a `probe` or `ladder`."""
+    Runs train by `config`, a training YAML (a path, or a name in recipes/configs/; by default `zoo train`'s config).
+    With a `probe` or `ladder`, the runs are the probe's or the ladder's."""
 
     claim: str = ""
     source: str = ""

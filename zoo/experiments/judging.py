@@ -232,8 +232,8 @@ def compare_with_baseline(
 def _compare_expected(
     ran: Ran, experiment: Experiment, expected: Sequence[Expectation], level: float
 ) -> dict[int, Comparison]:
-    """Test the expected verdicts, corrected over all of them. Keys are indices in `expected`. A difference keeps the
-    metric's sign, even if a higher metric is better."""
+    """Test the expected verdicts, with p-values corrected over all of them. Keys are indices in `expected`. A
+    difference keeps the metric's sign, even if a higher metric is better."""
     pairs = {
         str(at): _pair_arms(ran, experiment, each, each.against)
         for at, each in enumerate(expected)

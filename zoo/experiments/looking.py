@@ -156,9 +156,9 @@ def report_folders(
 ) -> tuple[Report, list[str]]:
     """Report on the arms in folders of runs. Also return lines on runs that are missing or left out.
 
-    An experiment's folder is judged by its registered comparisons, at the level of its look. In other folders, or with
-    another metric or baseline, arms are compared with the first or the given baseline. Raises ConfigError as
-    `Report.make`, and if fewer than two seeds of an experiment are complete.
+    The arms of an experiment's folder are judged by the registered comparisons, at the level of its look. Given other
+    folders, or another `metric` or `baseline`, each arm is compared with the baseline (by default the first arm).
+    Raises ConfigError as `Report.make`, and if fewer than two seeds of an experiment are complete.
     """
     stated = read_registered(folders[0]) if len(folders) == 1 else None
     if stated and stated.trains and baseline in (None, stated.first_arm()) and metric in (None, stated.metric):

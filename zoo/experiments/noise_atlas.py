@@ -1,6 +1,6 @@
 """Collect the noise of runs by model size from the stored verdicts: the noise atlas.
 
-Plans use its noise of the difference between two arms with the same seed; searches on narrow proxies that of a run.
+Plans use the noise of the difference between two arms with the same seed; searches on narrow proxies use a run's.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NEAR = 5.0
 
 @dataclass(frozen=True)
 class PairNoise:
-    """The standard deviation `sigma` of the difference between two arms with the same seed. It is a median over `arms`
-    of stored verdicts with `smallest` to `largest` parameters."""
+    """The standard deviation `sigma` of the difference between two arms with the same seed. It is the median over a
+    number (`arms`) of arms of stored verdicts, which have `smallest` to `largest` parameters."""
 
     sigma: float
     loss: float
-    """`sigma` ÷ the median over these arms of their own σ ÷ mean loss."""
+    """`sigma` ÷ the median over these arms of σ ÷ mean loss."""
     arms: int
     smallest: float
     largest: float

@@ -15,7 +15,7 @@ from zoo.spec.fields import read_docstrings
 
 class WordPage(NamedTuple):
     """A page: the words that lead to it (its name first), the modules or classes whose docstrings are its text, and an
-    example. The text has all paragraphs of each docstring, and for a class those of its fields."""
+    example. The text has all paragraphs of a docstring; for a class also the docstrings of its fields."""
 
     words: tuple[str, ...]
     sources: tuple[ModuleType | type, ...]

@@ -34,7 +34,7 @@ class LogScale:
         return self.first + share * (self.last - self.first)
 
     def list_ticks(self, base: int, most: int) -> list[float]:
-        """List the powers of a base within the scale, or every second, third … power, to have at most `most`."""
+        """List the powers of a base within the scale. Of more than `most`, list every second, third … power."""
         least, last = math.ceil(math.log(self.low, base) - 1e-9), math.floor(math.log(self.high, base) + 1e-9)
         step = -(-(last - least + 1) // most)
         return [float(base) ** power for power in range(least, last + 1, max(step, 1))]

@@ -16,7 +16,7 @@ TYPES = {
     ".json": "application/json",
     ".gz": "application/octet-stream",  # unpacked by the page, so no encoding of the transfer
 }
-"""Content types that browsers require. They replace this machine's own table."""
+"""Content types by file suffix that browsers require. They take precedence over this machine's table of types."""
 
 
 def open_server(folder: Path, port: int = 8000) -> ThreadingHTTPServer:

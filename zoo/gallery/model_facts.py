@@ -133,8 +133,9 @@ class ModelFacts:
         return [line.row() for line in [*lines, *(list_cache_lines(traced, Setup()) if self.generates else [])]]
 
     def list_holders(self) -> list[dict[str, Any]]:
-        """List, for each GPU, the smallest number that holds the weights and one sequence, and the number of sequences
-        that these GPUs hold: at SERVED tokens, and at the model's own context. Prefill is in small chunks."""
+        """List, for each type of GPU, the smallest number of GPUs that holds the weights and one sequence, and the
+        number of sequences that they hold: at SERVED tokens, and at the model's own context. Prefill is in small
+        chunks."""
         short, long = min(SERVED, self.spec.max_seq_len), self.spec.max_seq_len
         rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
         found = find_fewest_gpus(self.spec, Setup(context=short), rooms, prefill=False)

@@ -60,7 +60,7 @@ class Engine:
     `paged` reads decoding sequences by page table (default: on every device but a CPU); `page` is the page size in
     tokens (default: the size that the device's kernels read). On CUDA, decoding steps, verified drafts and a draft
     model's own steps are replayed as CUDA graphs unless `graphs` is false; `note` is called with a line if recording
-    fails. `dtype` is the cache's (default: that of the weights).
+    fails. `dtype` is the cache's (default: the weights' dtype).
     """
 
     def __init__(

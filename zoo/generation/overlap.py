@@ -136,9 +136,8 @@ class OverlappedSteps:
         return decoding and each.draws.plain and asked.n_beams == 1 and asked.adapter is None and not scored
 
     def settle(self, launched: LateStep | None) -> Iterator[tuple[Chunk, int, dict[RunningSequence, Tensor]]]:
-        """Wait for the late tokens. Yield (chunk, token, logits) for each sequence that has not ended. `logits` is {},
-        or has NaN logits for a sequence without a next token (the only possible reason). `launched` becomes the late
-        step."""
+        """Wait for the late tokens. Yield (chunk, token, logits) for each sequence that has not ended. `logits` is {}
+        if there is a token; otherwise it has NaN logits, the only possible reason. `launched` becomes the late step."""
         late, self.late = self.late, launched
         for chunk, token in zip(late.chunks, late.tokens.read(), strict=True) if late else ():
             each = chunk.sequence

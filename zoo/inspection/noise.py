@@ -29,7 +29,7 @@ LEAST_ROWS = 2
 @dataclass(frozen=True)
 class Noise:
     """Unbiased estimates of |G|² (`signal`) and of tr Σ (`noise`), from `rows` sequences with `targets` targets each on
-    average; and the standard error of the noise scale, their quotient, in sequences."""
+    average; and the standard error of the noise scale `noise` ÷ `signal`, in sequences."""
 
     signal: float
     noise: float

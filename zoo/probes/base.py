@@ -16,7 +16,7 @@ IGNORED = -100
 """The label of a position without an answer, which the loss ignores (torch's convention)."""
 
 CONVOLVED = ("llama-tiny", "attention.short_conv=3")
-"""A model with short convolutions before attention, which give each token the one before it."""
+"""A model with short convolutions before attention, which show each token its predecessors."""
 
 SIGNED = ("llama-tiny", "attention=gated_delta", "position=none", "attention.beta_scale=2.0")
 """A model with a delta rule whose state may change sign, so that it can count modulo 2."""
@@ -58,9 +58,9 @@ class Probe:
     positive: ClassVar[tuple[str, ...]] = CONVOLVED
     """The positive control: a model and overrides that must reach levels."""
     small: ClassVar[Mapping[str, Any]] = {}
-    """Settings that change at `--size small`."""
+    """Settings that differ from the defaults at `--size small`."""
     paper: ClassVar[Mapping[str, Any]] = {}
-    """Settings that change at `--size paper`, to those of the paper."""
+    """The paper's settings, used at `--size paper`."""
 
     levels: tuple[int, ...]
     d_model: int = 64

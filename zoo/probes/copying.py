@@ -65,7 +65,7 @@ LETTERS, START, BAR, END, PAD = 26, 26, 27, 28, 29
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(Probe, name="copy"):
-    """Copying of strings, also of longer ones than in training (Jelassi et al., 2024, "Repeat after me").
+    """Copy strings, including strings longer than in training (Jelassi et al., 2024, "Repeat after me").
 
     A sequence is `$ s | s .` with a string s over 26 letters, then padding. The answers are the second s and the full
     stop; a sequence is correct if all of them are. The level n is the length of s, in training from `shortest` to

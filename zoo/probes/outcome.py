@@ -69,10 +69,10 @@ class SeedReport:
 @dataclass(frozen=True)
 class ProbeOutcome:
     """The outcome of a probe on a model. `chosen` has the accuracy by learning rate, on the examples for choosing it;
-    `seeds` are reports on fresh examples. `chances` are the accuracies of blind guesses by level, `baselines` those of
-    informed guesses (`Probe.baseline`), `baseline` that of an informed guess on training sequences. `state_bytes` is
-    the size of keys, values and recurrent states of one training sequence in float32; `flops` are the forward FLOPs of
-    a token, head included; `seconds` is the time of all training and scoring."""
+    `seeds` are reports on fresh examples. `chances` are the accuracies of blind guesses by level. `baselines` are the
+    accuracies of informed guesses by level (`Probe.baseline`); `baseline` is the same on training sequences.
+    `state_bytes` is the size of keys, values and recurrent states of one training sequence in float32; `flops` are the
+    forward FLOPs of a token, head included; `seconds` is the time of all training and scoring."""
 
     model: str
     overrides: tuple[str, ...]
@@ -165,5 +165,5 @@ class ProbeOutcome:
 
 
 def name_level(outcome: ProbeOutcome, level: int) -> str:
-    """Format a level that was reached; `none` if not even the easiest was."""
+    """Format a level that was reached; `none` if no level was."""
     return str(level) if level >= min(outcome.chances) else "none"

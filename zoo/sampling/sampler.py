@@ -212,8 +212,8 @@ def _take_likeliest(scores: Tensor) -> Tensor:
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Join parts [K, V] to logits [B, V], without a copy if they are contiguous in memory, as those of one pass are.
-    Copying 32 rows of 32,000 logits takes longer than all other work in a step, except the model."""
+    """Join parts [K, V] to logits [B, V], without a copy if the parts are contiguous in memory, as in one pass. Copying
+    32 rows of 32,000 logits takes longer than all other work in a step, except the model."""
     first = parts[0]
     rows, start = 0, first.storage_offset()
     for part in parts:

@@ -12,7 +12,7 @@ from zoo.untrusted.json_file import COUNTED, JsonShape
 Count = Annotated[int, Field(ge=0, lt=COUNTED)]
 Number = Annotated[int, Field(ge=-COUNTED, lt=COUNTED)] | float
 Work = Annotated[int, Field(ge=0, lt=COUNTED)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A figure that reports sum, such as FLOPs. It must be finite, unlike a loss."""
+"""A figure that is added up in reports, such as FLOPs. It must be finite, unlike a loss."""
 Words = list[str]
 
 # ---------------------------------------------------------------- a run

@@ -1,7 +1,7 @@
 """Read untrusted YAML within budgets of bytes, depth, digits and values (counted with aliases expanded).
 
-The text is checked event by event before a loader builds a tree from it. The only loaders are PyYAML's safe ones and
-OmegaConf's, which derives from one: no tag can name a Python class.
+The text is checked event by event before a loader builds a tree from it. Only PyYAML's safe loaders are used, and
+OmegaConf's, which derives from a safe loader: no tag can name a Python class.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ SCORES = 3 * 4
 
 
 def list_jobs(settings: Settings, *, kernel: str) -> list[Measurement]:
-    """List one job per length and head width, one for the sliding window, and those of decoding from a paged cache."""
+    """List one job per length and head width, one for the sliding window, and the jobs of decoding from a paged
+    cache."""
     quick = settings.quick
     lengths, widths = (QUICK["lengths"], QUICK["widths"]) if quick else (LENGTHS, WIDTHS)
     channels, tokens = (QUICK["channels"], QUICK["tokens"]) if quick else (CHANNELS, TOKENS)

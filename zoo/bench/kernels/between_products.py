@@ -1,7 +1,7 @@
 # B batch, T tokens, N = B·T, D model width, F feed-forward width, V vocabulary, H heads, C head width, E experts
 """Time the operations between matrix products: norms, RoPE, SwiGLU and cross-entropy.
 
-Three implementations are timed: zoo's, zoo's compiled, and those of libraries. A library becomes a dependency only for
+Three implementations are timed: zoo's own, the same compiled, and a library's. A library becomes a dependency only for
 a measured gain. Also timed: the grouped matrix products of experts, and a layer whose products are in float8.
 """
 
@@ -59,7 +59,7 @@ class TimedPiece(NamedTuple):
 
 
 def list_jobs(settings: Settings) -> list[Measurement]:
-    """List one job per operation and implementation, then those of grouped products, then those of float8."""
+    """List one job per operation and implementation, then the jobs of grouped products and of float8."""
     sizes = SMALL if settings.quick else PieceSizes()
     ways = {name: ("zoo", "compiled", *LIBRARIES) for name in PIECES}
     ways |= {"layernorm": ("zoo", "compiled", "liger"), "rotary": ("zoo", "compiled", "liger")}

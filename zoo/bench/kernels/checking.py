@@ -195,7 +195,7 @@ def summarize_rows(rows: list[ReportRow]) -> str:
 
 
 def name_state(row: Mapping[str, Any]) -> str:
-    """Return a row's state: passed, failed, refused, left out, raised, or measured (if nothing is required)."""
+    """Return a row's state: passed, failed, refused, left out, raised, or measured (nothing was required)."""
     for key in ("refused", "left_out", "raised"):
         if key in row:
             return key.replace("_", " ")
@@ -204,7 +204,7 @@ def name_state(row: Mapping[str, Any]) -> str:
 
 def list_failures(report: Mapping[str, Any]) -> list[str]:
     """List the failures, a line each. Too small a speedup by a window is a failure too, except in a `quick` run. Jobs
-    left out, for lack of time say, are no failures: the report lists them separately."""
+    left out (for lack of time, say) are not failures: the report lists them separately."""
     found = []
     for kind in KINDS:
         for row in report[kind]:

@@ -1,6 +1,6 @@
 # B rows
 """Measure the fraction of memory bandwidth that decoding achieves with the engine of `zoo generate`: batches of 1 and
-of many, with CUDA graphs and without. Also compare the generated tokens with those of a CPU."""
+of many, with CUDA graphs and without. Also compare the generated tokens with the engine's on a CPU."""
 
 from __future__ import annotations
 

@@ -74,9 +74,9 @@ class PricedModel:
 
     @functools.cached_property
     def gpus(self) -> dict[str, tuple[int, int]]:
-        """For each GPU by name, the smallest number that holds the weights and one sequence of the context, and the
-        number of sequences that these GPUs hold. (0, 0) if no machine with this GPU suffices. Empty for a model that
-        does not generate."""
+        """By type of GPU, the smallest number of GPUs that holds the weights and one sequence of the context, and the
+        number of sequences that they hold. (0, 0) if no machine with this type suffices. Empty for a model that does
+        not generate."""
         if "kv_cache" not in self.figures["memory"]:
             return {}
         rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
