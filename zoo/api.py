@@ -59,8 +59,8 @@ def tune_setup(setup: Setup, lora: Mapping[str, Any] | None, freeze: Sequence[st
 
 
 def tune_as_trained(config: Named, setup: Setup) -> Setup:
-    """Return the set-up with the trainable weights of the run in the folder `config`. It is unchanged if it already
-    says which weights train, or if `config` is no such folder. Raises CheckpointError for faulty files."""
+    """Return the set-up with the trainable weights of the run in the folder `config`. The set-up is unchanged if it
+    already says which weights train, or if `config` is no folder of a run. Raises CheckpointError for faulty files."""
     from zoo.compose.targets import is_file
 
     if setup.tunes or not (isinstance(config, str | Path) and is_file(config)):

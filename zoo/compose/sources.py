@@ -119,9 +119,9 @@ def _locate(fault: str, lines: Mapping[StatedFile, Mapping[str, int]], typed: Ma
 def _find_typed(
     key: str, typed: Mapping[str, str], roots: Collection[str], lines: Mapping[StatedFile, Mapping[str, int]]
 ) -> str | None:
-    """Return the override that caused a fault; None if none did. It is an override of the fault's key, of a key below
-    (if no file sets the fault's key), or of a key above (if no file sets the fault's key, or if the override's value
-    names that key)."""
+    """Return the override that caused a fault; None if none did. An override of the fault's key counts. If no file sets
+    that key, overrides of keys above and below count too. If a file does, an override of a key above counts only if its
+    value names the fault's key."""
     bare = _strip_root(key, key, roots)
     stated = any(key in known or bare in known for known in lines.values())
     for each, value in typed.items():

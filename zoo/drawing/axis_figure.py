@@ -138,8 +138,8 @@ def draw_block(choice: Choice, width: float) -> DrawnBox:
 
 
 def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
-    """Draw a mask's grid: queries downwards, keys to the right. Keys that each stand for several tokens get a second
-    grid, and so does a recurrent mixer that runs parallel to softmax attention."""
+    """Draw a mask's grid: queries downwards, keys to the right. Pooled keys, which each stand for several tokens, get a
+    second grid. So does a recurrent mixer that runs parallel to softmax attention."""
     color = choice.element.color
     shapes = _draw_cells(grid.seen, f"{color}-line")
     side = len(grid.seen) * CELL
@@ -156,8 +156,8 @@ def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
 
 
 def _say_mask(grid: MaskGrid, choice: Choice) -> str:
-    """Describe the keys in a grid, and the keys that the grid omits. For bidirectional attention, name a model family
-    with it."""
+    """Describe the keys in a grid, and the keys that the grid omits. Bidirectional attention is given an example model
+    family."""
     width = find_convolved(choice.component)
     said = [name_seen(choice.component)]
     said += [f"of the last {width} tokens"] if width else []

@@ -44,7 +44,7 @@ NAMES = {
 
 
 def draw_model(plan: ModelPlan, look: Styling = PLAIN, extra: Callable[[float], list[Shape]] | None = None) -> Scene:
-    """Draw a model's figure. `extra` draws further shapes below the header; it is called with their width."""
+    """Draw a model's figure. `extra` gets a width and returns further shapes, which are placed below the header."""
     shapes: list[Shape] = []
     y = 0.0
     for tower in plan.towers:

@@ -114,5 +114,6 @@ def load_font(name: str) -> Any:
 
 @cache
 def _font_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a temporary folder for font files. It lasts as long as the process: matplotlib reads them when drawing."""
+    """Make a temporary folder for font files, for the life of the process, because matplotlib reads them when
+    drawing."""
     return tempfile.TemporaryDirectory(prefix="zoo-font-")

@@ -28,8 +28,8 @@ Line = list[tuple[str, str]]
 
 
 class Difference(NamedTuple):
-    """A difference of an element from the other model's: tower, kind of layer, element, and the part that differs
-    (`what`): "" for the whole element, "title", or the text of a fact."""
+    """A difference of an element from the other model's: tower, kind of layer, element, and the part that differs.
+    `what` is "" for the whole element, "title", or the text of a fact."""
 
     where: str
     kind: str

@@ -95,7 +95,7 @@ def _write_box(box: Box) -> str:
 
 
 def _write_label(label: Label) -> str:
-    """Write a text as SVG. `textLength` states its width: it fits even in another font."""
+    """Write a text as SVG. `textLength` states its width, so that the text fits even in another font."""
     anchor = "" if label.anchor == "start" else f' text-anchor="{label.anchor}"'
     weight = ' font-weight="600"' if label.bold else ""
     x, y = _n(label.x), _n(label.y)

@@ -1,8 +1,8 @@
 """Trace how a layer's parts are connected, from its own forward pass: which part reads which, and where values are
 added.
 
-The same pass prices activations (`zoo.costs.activations`), on tensors without values. Its operations are collapsed to
-the layer's parts and to the sums between them, so a new kind of block is drawn without changes.
+The same pass prices activations (`zoo.costs.activations`), on tensors without values. The pass's operations are
+collapsed to the layer's parts and to the sums between them, so a new kind of block is drawn without changes.
 """
 
 from __future__ import annotations

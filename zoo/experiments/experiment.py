@@ -140,7 +140,7 @@ class Experiment(Strict):
     margin: PositiveFloat | None = None
     """The largest difference in the metric that does not matter. Without a margin no arm is called equivalent."""
     withdrawn: str = ""
-    """Why the verdict no longer counts. Its file is not deleted."""
+    """Why the verdict no longer counts. The verdict's file is not deleted."""
     sigma: PositiveFloat | None = None
     """Standard deviation of the difference between two arms with the same seed, for the plan's power."""
     expect: list[Expectation] = []

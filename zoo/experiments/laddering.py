@@ -25,7 +25,7 @@ from zoo.report.tables import TextTable
 METRICS = ("held-out error", "last error", "loss of the largest", "loss at a quarter", "alpha", "beta")
 """The metrics of a ladder. For the largest size: maximum relative error of the predicted losses, relative error at the
 end of the run, and the measured final loss. Then the final loss at the size nearest to a quarter of the largest size's
-parameters, and the exponents of the law fitted to all points, which belong to no seed."""
+parameters. Last, the exponents of the law fitted to all points, which belong to no seed."""
 
 BOOTSTRAP = 200
 """Number of resamples for the exponents' intervals, which decide whether a prediction is doubtful."""

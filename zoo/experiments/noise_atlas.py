@@ -22,8 +22,8 @@ NEAR = 5.0
 
 @dataclass(frozen=True)
 class PairNoise:
-    """The standard deviation `sigma` of the difference between two arms with the same seed. It is the median over a
-    number (`arms`) of arms of stored verdicts, which have `smallest` to `largest` parameters."""
+    """The standard deviation `sigma` of the difference between two arms with the same seed. It is the median over arms
+    of stored verdicts: `arms` of them, with `smallest` to `largest` parameters."""
 
     sigma: float
     loss: float

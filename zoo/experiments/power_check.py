@@ -73,9 +73,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
 
 
 def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str]:
-    """Return σ of a difference between two arms ÷ loss, the loss, and the loss's source, at the size at which learning
-    rates are searched: the first arm's, or its proxy's. Without a stored verdict at about this size the loss is LOSS. A
-    proxy's σ is at least that of stored verdicts (`note_noise`)."""
+    """Return (relative noise, loss, source of the loss) at the size at which learning rates are searched: the first
+    arm's, or its proxy's. The noise is σ of a difference between two arms ÷ loss; for a proxy it is at least that of
+    stored verdicts (`note_noise`). Without a stored verdict at about this size the loss is LOSS."""
     searched = (*outlook.proxies, next(iter(outlook.arms.values()))[0])[0]
     params = outlook.predict(searched)["params"]
     if outlook.proxies:

@@ -41,8 +41,9 @@ def read_metric(outcome: ProbeOutcome, metric: str) -> dict[int, float]:
 
 
 def find_least_noise(probe: Probe, metric: str, values: Collection[float]) -> LossNoise:
-    """Return the least standard deviation of a probe's metric, given its values by seed. It comes from rounding to
-    levels, or from the finite number of answers. UNKNOWN (0) for a metric that is neither a level nor an accuracy."""
+    """Return the least standard deviation of a probe's metric, given its values by seed. This bound comes from rounding
+    to levels, or from the finite number of answers. UNKNOWN (0) for a metric that is neither a level nor an
+    accuracy."""
     if metric == "reach":
         return find_level_noise(probe.levels, values)
     name, _, level = metric.partition(" at ")

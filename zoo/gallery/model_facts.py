@@ -32,7 +32,7 @@ from zoo.paths import conf_dir
 from zoo.report.glance import list_first_figures
 
 SHORTEST = 128
-"""Shortest context of a curve, in tokens. It is doubled up to the model's own context."""
+"""Shortest context of a curve, in tokens. The following ones double, up to the model's own."""
 
 SERVED = 8192
 """Context, in tokens, for which a GPU's largest batch is computed, in addition to the model's own context."""

@@ -63,7 +63,7 @@ def _draw_choice(axis: str, choice: Choice) -> str:
 
 
 def _draw_mask(grid: MaskGrid, color: str, title: str) -> str:
-    """Draw a mask's grid, queries downwards, keys to the right. Keys of several tokens each get a second grid."""
+    """Draw a mask's grid, queries downwards and keys to the right. Pooled keys get a second grid."""
     side = CELL * len(grid.seen)
     width = side + 1 + (side + 16 if grid.pooled else 0)
     drawn = [

@@ -84,8 +84,8 @@ def _check_rows(engine: Engine) -> Iterator[str]:
 
 
 def _check_row(engine: Engine, sequence: Any, number: int, group: LayerGroup) -> Iterator[str]:
-    """Check a row's pages: they cover what its next token sees and are no more than the row can need; no other row owns
-    the pages that it may write; the keys of its full pages are those of its tokens."""
+    """Check a row's pages. They cover what the next token sees, and no more than the row can need. No other row owns
+    the pages that this row may write. The keys of full pages are those of the row's tokens."""
     row, page, pool = sequence.row, engine.store.page, engine.store.pools[number]
     pages, dropped, names = row.pages[number], row.dropped[number], pool._keys
     if group.cross:

@@ -64,8 +64,8 @@ class Sampling:
     - `top_k` (Fan et al., 2018) keeps the k likeliest tokens, and all that tie with the k-th;
     - `top_p` (Holtzman et al., 2020) keeps the fewest likeliest tokens whose probabilities sum to at least p;
     - `min_p` (Nguyen et al., 2024) keeps tokens with at least p times the probability of the likeliest;
-    - `typical_p` (Meister et al., 2022) keeps the tokens whose negative log-likelihood is nearest to the entropy, as
-      few as have probabilities that sum to at least p.
+    - `typical_p` (Meister et al., 2022) ranks tokens by the distance of their negative log-likelihood from the
+      entropy, and keeps the first whose probabilities sum to at least p.
 
     With a `seed` the draws do not depend on the rest of the batch. Without it, the seed is drawn from torch's own
     generator.

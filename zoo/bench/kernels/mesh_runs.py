@@ -58,7 +58,7 @@ LARGE = (
     *("model=llama3-8b", "data.tokenizer.kind=byte", "seq_len=4096", "data.max_bytes=20000000", "parallel=fsdp"),
     *("eval_every=null", "save_every=null", "sample=null", "steps=1000"),
 )
-"""Options of the large run. It is ended before it saves, because its checkpoint would take 96 GB."""
+"""Options of the large run. The run is ended before it saves, because its checkpoint would take 96 GB."""
 
 LARGE_SECONDS, LARGE_GPUS = 400.0, 8
 """Seconds within which the large run must finish its timed steps, and the least number of GPUs that can hold it."""
