@@ -63,8 +63,8 @@ def expand_shorthand(
 ) -> Body:
     """Move the choices of a file (`chosen`, from `find_choices`) into its defaults list, before the file's own keys.
 
-    If a choice's key is already in the list, the choice becomes an override there. `list_known` returns the keys in the
-    list of the rest of the file. `base` is the first entry for a file without a defaults list.
+    If the defaults list already sets a choice's key, an override of that key is appended instead. `list_known` returns
+    the keys that a file's defaults list sets. `base` is the first entry for a file without a defaults list.
     """
     entries = _list_entries(body, base)
     rest = _drop_choices(body, chosen) | {"defaults": entries}

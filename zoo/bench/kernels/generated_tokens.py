@@ -64,8 +64,8 @@ def check_model(settings: Settings, name: str) -> ReportRow:
 
 @torch.inference_mode()
 def measure_gap(exact: Model, model: Model, prompt: list[int], tokens: list[int]) -> float:
-    """Return the largest gap between the largest logit and the chosen token's in a full float32 pass, in multiples of
-    the largest error of a full bfloat16 pass."""
+    """Return by how much a chosen token's logit is below the largest logit, at most, in a full float32 pass. The unit
+    is the largest error of a full bfloat16 pass."""
     wanted, rounded = (find_logits(each, prompt, tokens) for each in (exact, model))
     chosen = wanted.gather(1, torch.tensor(tokens, device=wanted.device)[:, None])[:, 0]
     return float((wanted.amax(1) - chosen).max() / (rounded - wanted).abs().max())
