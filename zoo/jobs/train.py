@@ -52,6 +52,7 @@ from zoo.training.saving import check_counters, restore_run, tidy_checkpoints
 from zoo.training.settings import TextSample
 from zoo.training.start.begin import StartSettings
 from zoo.training.start.other_tokenizer import keep_files
+from zoo.training.usual_rate import describe_high_rate
 from zoo.training.validation import choose_sampling_kernel, describe_silence, writes
 from zoo.untrusted.stated_paths import find_inside
 
@@ -299,13 +300,12 @@ def describe_run(run: Run) -> None:
     spread = f", over {run.world.size} processes" if run.world.size > 1 else ""
     what = f"{params:,} parameters on {run.device} in {settings.precision}{spread}"
     size = f"{settings.steps:,} steps of {settings.batch_size * settings.objective.n_texts * settings.seq_len:,} tokens"
-    say(f"{run.name}: {what}, {size}; MFU of {run.gauges.peak}")
+    say(f"{run.name}: {what}, {size}, {settings.optim.kind} at {settings.optim.lr:g}; MFU of {run.gauges.peak}")
     if planned.config.get("objective", {}).get("kind") == Auto.kind:
         why = f"data is of {planned.data.content}" if planned.data.written else f"model is {describe(planned.spec)}"
         say(f"objective: {settings.objective.kind}, as the {why}")
-    usual, rate = settings.objective.usual_lr, settings.optim.lr
-    if usual is not None and settings.weights is not None and round(rate / usual) > 10:
-        say(f"optim.lr: is {rate:g}; TRL's default for {settings.objective.kind} is {usual:g} (AdamW)")
+    if not run.step and (line := describe_high_rate(settings, params)) is not None:
+        say(line)
     sampled = isinstance(settings.sample, TextSample)
     if sampled and not writes(planned.spec):
         say(f"sample: none, as the model is {describe_silence(planned.spec)}, which writes no text")

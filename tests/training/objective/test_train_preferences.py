@@ -109,12 +109,17 @@ def test_the_reference_is_that_of_the_starting_weights(here):
 
 def test_a_rate_far_above_the_usual_one_from_trained_weights_is_told(here, capsys):
     start_run(compose("steps=1"), here / "start")
-    assert "optim.lr" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "optim.lr" not in said and "1 steps of 512 tokens, adamw at 0.003; MFU of" in said
     for rate, objective in (("2e-3", "dpo"), ("1e-5", "dpo"), ("2e-5", "orpo"), ("2e-3", "reward")):
         start_run(compose("steps=1", "weights=start", f"optim.lr={rate}", objective=objective), here / rate / objective)
     told = [line for line in capsys.readouterr().err.splitlines() if "optim.lr" in line]
-    of = "TRL's default for {} is 1e-06 (AdamW)"
-    assert told == ["optim.lr: is 0.002; " + of.format("dpo"), "optim.lr: is 2e-05; " + of.format("orpo")]
+    usual = "AdamW's usual rate from trained weights for {} is {} (TRL's default; optim.lr={})"
+    assert told == [
+        "optim.lr: is 0.002; " + usual.format("dpo", "1e-06", "1e-06"),
+        "optim.lr: is 2e-05; " + usual.format("orpo", "1e-06", "1e-06"),
+        "optim.lr: is 0.002; " + usual.format("reward", "0.0001", "0.0001"),
+    ]
 
 
 def test_a_run_that_goes_on_has_equal_losses_and_computes_no_reference(here, counted):

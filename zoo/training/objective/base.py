@@ -77,9 +77,8 @@ class Objective(Spec, axis="objective"):
     """The metrics of an evaluation in addition to `val_loss`, by their names in lines of metrics."""
     ranked_by: ClassVar[str | None] = None
     """The metric whose largest value marks the best checkpoint; None: the lowest `val_loss`."""
-    usual_lr: ClassVar[float | None] = None
-    """The usual learning rate of AdamW from trained weights (TRL's default), if it is far below that of other
-    training."""
+    usual_lr: ClassVar[float] = 2e-5
+    """The usual learning rate of AdamW from trained weights: the default of TRL's trainer, here that of SFTConfig."""
     divides: ClassVar[bool] = True
     """Whether ranks that divide the vocabulary (tensor parallelism) can each compute their part of the loss."""
 

@@ -139,7 +139,7 @@ class Referenced(Preference):
     reference log-probabilities are computed once, before the first step, and kept in the run's folder. An answer's
     reward is `beta` · log (its probability ÷ its probability under the starting weights)."""
 
-    usual_lr: ClassVar[float | None] = 1e-6
+    usual_lr: ClassVar[float] = 1e-6
 
     beta: PositiveFloat = 0.1
 
@@ -211,7 +211,7 @@ class ORPO(Preference, kind="orpo"):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("loss", "nll", *REWARDS)
-    usual_lr: ClassVar[float | None] = 1e-6
+    usual_lr: ClassVar[float] = 1e-6
 
     beta: PositiveFloat = 0.1
 

@@ -34,6 +34,7 @@ class Reward(RowTask, Preference, kind="reward"):
     n_outputs: ClassVar[int] = 1
     bias: ClassVar[bool] = False
     collate: ClassVar[str] = "collate_rated"
+    usual_lr: ClassVar[float] = 1e-4
 
     centre_coef: NonNegativeFloat = 0.0
 
