@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from zoo.experiments.judging import ExperimentOutcome, Ran, weigh
 from zoo.experiments.judging import judge as judge_all
 from zoo.experiments.looking import list_notes
 from zoo.experiments.probe_noise import find_least_noise
-from zoo.experiments.recipe_tables import OPEN, list_cells, make_outcome_tables
+from zoo.experiments.recipe_tables import OPEN, count_held, list_cells, list_unmatched, make_outcome_tables
 from zoo.gallery.charts import ACROSS, EDGE, draw_effects
 from zoo.paths import recipes_dir
 from zoo.probes.all_probes import make_probe
@@ -236,3 +236,26 @@ def test_accuracies_that_all_seeds_share_are_known_to_the_noise_of_their_answers
 def test_levels_that_differ_more_than_their_gaps_have_the_spread_of_the_seeds():
     found = judge_levels(([4, 8, 4], [8, 32, 32]))
     assert found.noise == pytest.approx(np.std([4, 24, 28], ddof=1) / math.sqrt(3))
+
+
+def test_expectations_of_costs_are_counted_apart_and_unmatched_costs_are_named():
+    arms = {"plain": [], "wide": ["model.d_ff=512"], "same": ["optim=muon"]}
+    expected = [
+        {"arm": "wide", "against": "plain", "verdict": "better"},
+        {"arm": "wide", "against": "plain", "cost": "params", "at_most": 2},
+        {"arm": "same", "against": "plain", "verdict": "better"},
+        {"arm": "wide", "against": "same", "cost": "flops", "at_most": 1.2},
+    ]
+    experiment = Experiment(arms=arms, expect=expected)
+    losses = {arm: {seed: 2 - 0.5 * (arm == "wide") + 0.01 * seed for seed in range(5)} for arm in arms}
+    losses["same"][0] += 0.003
+    costs = {arm: {"params": 1000.0, "flops": 8e9, "cache_bytes": 64.0, "seconds": 3.0} for arm in arms}
+    costs["wide"] |= {"params": 1350.0, "flops": 1e10, "seconds": 9.0}
+    costs["same"] |= {"params": 1005.0}
+    outcome = judge_all("wider", experiment, Ran({"val_loss": losses}, costs, 1.0, "here"), False)
+    assert count_held(experiment, outcome) == "1 of 2, costs 1 of 2"
+    (line,) = list_unmatched(outcome)
+    assert line == "Not matched: wide ÷ plain: parameters ×1.35, training FLOPs ×1.25"
+    assert line in make_outcome_tables("", experiment, outcome)
+    bare = replace(outcome, findings=[each for each in outcome.findings if not each.cost])
+    assert count_held(experiment, bare) == "1 of 2"

@@ -22,6 +22,7 @@ from zoo.experiments.recipe_tables import (
     list_costs,
     list_rates,
     list_remarks,
+    list_unmatched,
     tell_speedups,
 )
 from zoo.experiments.registration import describe_registration
@@ -49,13 +50,15 @@ and what was changed afterwards; those of 27 November 2026 ran before registrati
 - **p**: of the test that decided, of a difference or of equivalence, corrected over the comparisons of a recipe, and not over recipes: if
   the arms of twenty recipes were all equal, about one of the twenty would find a difference.
 - **Learning rates** are searched for each arm, or fixed by the recipe. A fixed rate may suit one arm less than the other, and the
-  difference includes what that costs. `best lr` is the minimum of a parabola through the losses of the window; `lowest loss` is that of one
-  run of the search, on its own seed and rows; `window` has the decades of rates whose loss is within 5 % of the lowest.
+  difference includes what that costs. `lr` is the rate that ran; `best lr` is the minimum of a parabola through the losses of the window,
+  as rates are chosen now; `lowest loss` is that of one run of the search, on its own seed and rows; `window` has the decades of rates whose
+  loss is within 5 % of the lowest.
 - **Shared runs**: equal configs give equal runs, to the bit, and many recipes have the same baseline (loss 2.004, 1.996 or 2.001 with five,
-  six or seven seeds at searched rates; 1.777 in experts, parallel-blocks and positions). Where it came out low by chance, all their
-  differences are too high.
-- **FLOPs** are those of matrix products and attention. Elementwise FLOPs (norms, activations, rotations, sums; of the forward passes) are
-  approximate and not matched; they were counted on 1 December 2026, from the recipes.
+  six or seven seeds at searched rates; 1.777 in experts, parallel-blocks and positions). If the baseline's loss came out low by chance,
+  the differences of all other arms from it are too high.
+- **Not matched** are costs in which two compared arms differ by over 1 %, beside seconds. A difference may come from these.
+- **FLOPs** are those of matrix products and attention, without the optimizer's. Elementwise FLOPs (norms, activations, rotations, sums; of
+  the forward passes) are approximate and not matched; they were counted on 1 December 2026, from the recipes.
 - **Seconds** can be compared where the machine's load was below its cores. Above, other work slowed the runs, some more than others.
 - **Size**: these models are small and train for minutes on two cores. A claim about large ones is neither shown nor refuted by them.
 
@@ -71,15 +74,16 @@ All kept runs were judged again when a test was mended:
   depth-recurrence ("equivalent" before) and one of norms-inside-embeddings ("worse" before) became inconclusive, and value residuals
   ("equivalent" before) better.
 - On 1 December the noise of a search on narrow models was mended. It had been the noise of the arms' wide runs, and is now that of kept
-  runs of the narrow size, which is larger. At qk-norm-10m norms of queries and keys were "equivalent" before. With the wider interval the
-  test of equivalence no longer passes, while that of a difference does: they are worse now.
+  runs of the narrow size, which is larger. At qk-norm-10m norms of queries and keys were "equivalent" before, though a difference was
+  shown too: a difference that is shown to lie within the margin is called equivalent. The wider interval reaches beyond the margin, and
+  still excludes 0. So they are called worse now, though less is known of the difference.
 - On 1 December accuracies got at least the noise of the number of answers that were scored. No kept finding changed by that.
 
-No run was repeated for that. All recipes with searched rates, but sandwich-by-depth and qk-norm-10m, ran at the minimum of a parabola
-through five losses. One of the five often lay above the good window, where the loss rises suddenly, and pulled the minimum down: by 0.13
-decades in the median, against the rate that would be chosen now. By an estimate a run lost 0.012 nats by that. Most of it falls on both arms
-of a comparison; what does not is in no interval. At norms-after, "after, on the stream" ran 0.3 decades below, and may be worse for that
-alone.
+Runs were not repeated for that. Older rates are the minimum of a parabola through five losses. One of the five often lay above the good
+window, where the loss rises suddenly, and pulled the minimum down: the baseline of loss 2.004 ran 0.17 decades below `best lr`, which cost
+it a loss of 0.016 by the parabola. Where both arms of a comparison ran as far below, that is in both losses, and cancels. An interval
+includes the error of `best lr`, and not that an arm ran elsewhere: a line names each arm that ran over two standard errors away, and what
+that cost.
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the source's effect](../recipes/verdicts/effects.png)
 """
@@ -233,7 +237,7 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     lines += ["", f"**Withdrawn.** {recipe.withdrawn}"] if recipe.withdrawn else []
     lines += ["", recipe.notes] if recipe.notes else []
     lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe, outcome.level) for each in outcome.findings]), ""]
-    lines += [line for each in list_remarks(recipe, outcome) for line in (f"{each}.", "")]
+    lines += [f"{each}.\n" for each in (*list_remarks(recipe, outcome), *list_unmatched(outcome))]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
     if rates := list_rates(outcome):
         lines += [format_markdown(rate_table.HEADER, rates), ""]

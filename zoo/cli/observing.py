@@ -41,7 +41,7 @@ class PrintingObserver(SweepObserver):
 
     def show_searches(self, searches: Mapping[str, Mapping[str, Any]]) -> None:
         rows = rate_table.list_rows(searches)
-        report.print_tables(report.make_table("Learning rates", rate_table.HEADER, rows, right=(1, 2)))
+        report.print_tables(report.make_table("Learning rates", rate_table.HEADER, rows, right=(1, 2, 3)))
         print(rate_table.NOTE)
 
     def watch(self, folder: Path, jobs: Sequence[SweepPoint]) -> AbstractContextManager[Any]:

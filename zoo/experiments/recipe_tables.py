@@ -12,7 +12,7 @@ from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds, describe_pair
 from zoo.experiments.registration import describe_registration
 from zoo.report import rate_table
-from zoo.report.arms import CURRENCIES
+from zoo.report.arms import CURRENCIES, find_unmatched, list_ratios
 from zoo.report.tables import TextTable, fit_columns
 from zoo.report.verdicts import COSTS, format_cost, format_spread
 from zoo.units import format_number, format_p, say_p
@@ -58,9 +58,13 @@ def make_list(recipes: Mapping[str, Experiment], outcomes: Mapping[str, Experime
 
 
 def count_held(recipe: Experiment, outcome: ExperimentOutcome) -> str:
-    """Format the number of expectations that hold: `2 of 3`, or WITHDRAWN."""
-    held = sum(found.holds for found in outcome.findings)
-    return WITHDRAWN if recipe.withdrawn else f"{held} of {len(outcome.findings)}"
+    """Count the expectations that hold, those of costs apart: `2 of 3`, `0 of 2, costs 1 of 1`. A withdrawn recipe
+    (WITHDRAWN) has none to count."""
+    costs = [each.holds for each in outcome.findings if each.cost is not None]
+    others = [each.holds for each in outcome.findings if each.cost is None]
+    counted = (("", others), ("costs ", costs))
+    said = ", ".join(f"{what}{sum(held)} of {len(held)}" for what, held in counted if held)
+    return WITHDRAWN if recipe.withdrawn else said
 
 
 def describe_rates(recipe: Experiment) -> str:
@@ -115,6 +119,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         TextTable("", FINDINGS, rows, (4,)),
         *([DECIDED] if compared else []),
         *list_remarks(recipe, outcome),
+        *list_unmatched(outcome),
         TextTable("Arms", *list_arms(recipe, outcome)),
         TextTable("Costs", *list_costs(recipe, outcome)),
         *([TextTable("Learning rates", rate_table.HEADER, rates), rate_table.NOTE] if rates else []),
@@ -144,8 +149,9 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
 
 
 def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
-    """List remarks on rows of FINDINGS that are easily misread: a margin that includes the paper's effect, a
-    significant difference within the margin, a difference of windows that is a bound, learning rates of a proxy."""
+    """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
+    difference that is shown and yet within the margin, a difference of windows that is a bound, rates of a proxy, and
+    rates that ran off the best one."""
     small = [
         f"{describe_pair(each)}: a difference is shown too ({say_p(each.p, outcome.level)}), and it is within "
         "the margin"
@@ -153,7 +159,18 @@ def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
         if each.found == "equivalent" and each.p is not None and each.p < outcome.level
     ]
     bounds = [OPEN] if any(each.bound for each in outcome.findings) else []
-    return [*list_wide_margins(recipe), *small, *bounds, *rate_table.list_transfers(outcome.searches)]
+    rates = [*rate_table.list_transfers(outcome.searches), *rate_table.list_shifts(outcome.searches, outcome.noise)]
+    return [*list_wide_margins(recipe), *small, *bounds, *rates]
+
+
+def list_unmatched(outcome: ExperimentOutcome) -> list[str]:
+    """Write a line on the costs in which arms that are compared differ by more than 1 %, but for seconds, which no
+    recipe matches; none if all match."""
+    costs, names = outcome.costs, [each for each in CURRENCIES if each != "seconds"]
+    pairs = dict.fromkeys((each.arm, each.against) for each in outcome.findings if each.against and not each.cost)
+    found = {pair: find_unmatched(costs[pair[0]], costs[pair[1]], names) for pair in pairs}
+    said = [f"{arm} ÷ {against}: {list_ratios(each)}" for (arm, against), each in found.items() if each]
+    return [f"Not matched: {'; '.join(said)}"] if said else []
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:

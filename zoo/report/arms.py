@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -30,6 +30,12 @@ CURRENCIES = ("params", "tokens", "flops", "elementwise", "cache_bytes", "second
 """The costs of arms, called currencies: parameters, tokens and FLOPs of training, elementwise operations of the forward
 passes (approximate, and counted as FLOPs by no convention), bytes of KV cache and recurrent states for one row of the
 training length, seconds of training."""
+
+NAMES = {
+    **{"params": "parameters", "flops": "training FLOPs"},
+    **{"elementwise": "elementwise FLOPs", "cache_bytes": "KV cache per sequence"},
+}
+"""The names of costs in tables and sentences, where they are not the currency's own."""
 
 ENDED = ("done", Diverged.status)
 """The statuses of runs that have an outcome. They are not run again, because they would end in the same way."""
@@ -169,3 +175,14 @@ def _write_number(value: str) -> str:
         return value if value.isdecimal() else f"{float(value):g}"
     except ValueError:
         return value
+
+
+def find_unmatched(own: Mapping[str, float], theirs: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Divide costs by another arm's, for the costs (`names`) that differ by more than 1 % (ALIKE)."""
+    ratios = {name: own[name] / theirs[name] for name in names if name in own and theirs.get(name)}
+    return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
+
+
+def list_ratios(unmatched: Mapping[str, float]) -> str:
+    """Format the ratios of costs in a line: `parameters ×1.35, KV cache per sequence ×0.34`."""
+    return ", ".join(f"{NAMES.get(name, name)} ×{ratio:.2f}" for name, ratio in unmatched.items())

@@ -15,8 +15,9 @@ from zoo.units import say_p
 WINDOW = "lr window"
 """The metric for the width of an arm's window of good learning rates, in decades; more is better."""
 
-HEADER = ("arm", "best lr", "lowest loss", "window", "runs")
+HEADER = ("arm", "lr", "best lr", "lowest loss", "window", "runs")
 NOTE = (
+    "lr: the rate that ran\n"
     "best lr: the minimum of a parabola through the losses of the window, ×/÷ its standard error\n"
     "lowest loss: of a run of the search, on its own seed and rows\n"
     f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error; ≥: it reaches "
@@ -28,6 +29,9 @@ NOTE = (
 MOVED = 0.17
 """The largest measured move of the best rate from 32 to 128 channels under muP, in decades (docs/verdicts.md: models
 with norms of queries and keys)."""
+
+SHIFTED = 2
+"""The number of standard errors from the best rate beyond which a rate that ran is said to be off it."""
 
 
 def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
@@ -47,15 +51,16 @@ def find_noise(arms: Iterable[Mapping[int, float]], searches: Mapping[str, Mappi
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise = UNKNOWN) -> list[list[str]]:
-    """List a row per arm: the best rate, the lowest loss, the width of the good window, and the number of runs. If the
-    noise of a loss is known, rate and width have standard errors, and each width has a p-value against the first arm's,
-    not corrected for several arms."""
+    """List a row per arm: the rate that ran, the best rate, the lowest loss, the width of the good window, and the
+    number of runs. If the noise of a loss is known, best rate and width have standard errors, and each width has a
+    p-value against the first arm's, not corrected for several arms."""
     windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
         [
             f"{name}, {key}" if key else name,
-            _describe_rate(each, noise.sigma),
+            f"{each['best']:g}",
+            _describe_best(find_optimum(each, noise.sigma)),
             f"{each['val_loss']:.4f}",
             "" if key else _describe_window(windows[name], first, noise),
             _describe_effort(each),
@@ -104,11 +109,25 @@ def list_transfers(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _describe_rate(search: Mapping[str, Any], noise: float) -> str:
-    found = find_optimum(search, noise) if noise else None
-    if found is None or not math.isfinite(found.error):
-        return f"{search['best']:g}"
-    return f"{search['best']:g} ×/÷ {10**found.error:.2f}"
+def list_shifts(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) -> list[str]:
+    """Write a line on rates that ran more than SHIFTED standard errors from the best one, as rates that an older fit
+    chose did: how far off they were, and what the parabola says that it cost. Empty if the noise of a loss is unknown,
+    and if none did."""
+    said = []
+    for name, search in searches.items() if noise.sigma else ():
+        for key, each in list_searches(search).items():
+            found = find_optimum(each, noise.sigma)
+            apart = math.log10(each["best"]) - found.at
+            if abs(apart) > SHIFTED * found.error:
+                side, cost = "above" if apart > 0 else "below", found.curvature * apart**2
+                said.append(f"{name}{key and f', {key}'}: {abs(apart):.2f} decades {side}, at a cost of {cost:.3f}")
+    about = "Rates that ran over two standard errors off the best one, with the cost in loss by the parabola"
+    return [f"{about}, which no interval includes: {'; '.join(said)}"] if said else []
+
+
+def _describe_best(found: RateOptimum) -> str:
+    error = f" ×/÷ {10**found.error:.2f}" if found.error and math.isfinite(found.error) else ""
+    return f"{10**found.at:.3g}{error}"
 
 
 def _describe_window(window: RateWindow, first: RateWindow | None, noise: LossNoise) -> str:

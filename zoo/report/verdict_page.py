@@ -9,12 +9,12 @@ from pathlib import Path
 from zoo import runs
 from zoo.disk import write_text
 from zoo.errors import ConfigError, Diverged
-from zoo.report.arms import Arm
+from zoo.report.arms import Arm, list_ratios
 from zoo.report.price_plot import format_svg
 from zoo.report.run_page import render_page
 from zoo.report.tables import TextTable
 from zoo.report.verdict_plot import make_figure
-from zoo.report.verdicts import NAMES, Report
+from zoo.report.verdicts import Report
 from zoo.units import format_seconds
 
 PAGE = "report.html"
@@ -76,8 +76,7 @@ def describe_verdict(report: Report, arm: Arm) -> str:
     said = f"{report.sentence(arm)}{apart}."
     if not unmatched:
         return f"{said} All costs match within 1 %."
-    apart = (f"{NAMES.get(name, name)} ×{ratio:.2f}" for name, ratio in unmatched.items())
-    return f"{said} Not matched: {', '.join(apart)}."
+    return f"{said} Not matched: {list_ratios(unmatched)}."
 
 
 def list_runs(report: Report) -> list[tuple[str, ...]]:

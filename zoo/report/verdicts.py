@@ -20,14 +20,10 @@ from zoo.analysis.verdict.speedup import PowerLaw, Speedup, find_speedup
 from zoo.analysis.verdict.spread_bounds import find_variance_bounds
 from zoo.errors import ConfigError
 from zoo.report import rate_table
-from zoo.report.arms import ALIKE, CURRENCIES, Arm
+from zoo.report.arms import ALIKE, CURRENCIES, NAMES, Arm, find_unmatched
 from zoo.report.tables import TextTable, drop_empty
 from zoo.units import format_count, format_number, format_p, format_seconds, format_si, say_p
 
-NAMES = {
-    **{"params": "parameters", "flops": "training FLOPs"},
-    **{"elementwise": "elementwise FLOPs", "cache_bytes": "KV cache per sequence"},
-}
 FORMS: dict[str, Any] = {
     **dict.fromkeys(("flops", "elementwise"), format_si),
     **dict.fromkeys(("cache_bytes", "peak_memory"), lambda value: format_si(value, "B")),
@@ -129,9 +125,7 @@ class Report:
 
     def unmatched(self, arm: Arm) -> dict[str, float]:
         """Divide an arm's costs by the baseline's, for the `comparable` costs that differ by more than 1 %."""
-        theirs = self.baseline.costs
-        ratios = {n: arm.costs[n] / theirs[n] for n in self.comparable if n in arm.costs and theirs.get(n)}
-        return {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > ALIKE}
+        return find_unmatched(arm.costs, self.baseline.costs, self.comparable)
 
     def speedups(self, arm: Arm) -> dict[str, Speedup]:
         """Compute the effective speedup in tokens, FLOPs and seconds (`comparable`): how many times the arm's budget
@@ -246,7 +240,7 @@ class Report:
             ("Verdicts", header, list(map(self._row, self.arms)), range(1, 5)),
             ("Costs", COSTS, self.cost_rows(), range(1, len(COSTS))),
             ("Effective speedup", SPEEDUPS, self.speedup_rows(), range(1, 4)),
-            ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches(), self.noise()), (1, 2)),
+            ("Learning rates", rate_table.HEADER, rate_table.list_rows(self.searches(), self.noise()), (1, 2, 3)),
             ("Predicted and measured", *drop_empty(FORECASTS, self.forecast_rows()), range(1, 7)),
         ]
         return [
