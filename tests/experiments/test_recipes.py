@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pages import findings_page
 from support.packaged_specs import one_in
 from support.page_reading import ReadPage
 from support.parallel_runs import here  # noqa: F401  (a fixture)
+from zoo.analysis.verdict.rate_optimum import find_good_window
 from zoo.cli import run
 from zoo.errors import ConfigError
 from zoo.experiments import probing
@@ -22,12 +24,13 @@ from zoo.experiments.judging import ExperimentOutcome, Ran, find_file, find_outc
 from zoo.experiments.laddering import climb_recipe, measure, plan_ladders
 from zoo.experiments.looking import run_experiment
 from zoo.experiments.pricing import check_matched, price_arms
-from zoo.experiments.registration import describe_registration, read_registered, register
+from zoo.experiments.registration import describe_registration, list_shared_runs, read_registered, register
 from zoo.gallery.finding_facts import list_effects, read_kept
 from zoo.jobs.conducting import SweepObserver
 from zoo.paths import recipes_dir
 from zoo.probes.all_probes import make_probe
 from zoo.report.forest_plot import make_forest
+from zoo.report.rate_table import read_losses
 
 
 @pytest.mark.parametrize("name", one_in(4, list_recipes()))
@@ -51,6 +54,8 @@ def test_every_verdict_that_is_kept_is_of_a_recipe_as_it_stands():
             metric: {arm: {int(seed): value for seed, value in own.items()} for arm, own in by_arm.items()}
             for metric, by_arm in outcome.values.items()
         }
+        for each in outcome.searches.values():
+            assert each["window"] == pytest.approx(find_good_window(read_losses(each)).width, abs=2e-3), name
         ran = Ran(values, outcome.costs, outcome.seconds, outcome.machine, outcome.searches)
         assert outcome.findings == weigh(ran, recipe, recipe.expect, outcome.level)
 
@@ -327,6 +332,32 @@ def test_what_was_added_after_its_registration_is_said_with_a_kept_verdict(capsy
         "before its first run; changed afterwards: 2026-11-30 17:12:50 expectations (added lr window, qk-norm" in said
     )
     assert "Not registered: " in said
+    assert run(["recipes", "norms-inside-qk"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "recipes that came earlier have the same ones: before, seeds 0 to 4 (qk-norm, 2026-11-30 16:48:03)" in said
+
+
+def make_registered(recipe, when, **losses):
+    about = {"key": "", "form": "whole", "machine": "", "seconds": 0.0, "costs": {}, "findings": []}
+    stated = {"when": f"2026-11-30T{when}:00", "hash": "", "parts": {}, "stated": {}, "changes": []}
+    values = {"val_loss": {arm: {str(seed): loss for seed, loss in enumerate(own)} for arm, own in losses.items()}}
+    return ExperimentOutcome(recipe=recipe, date="2026-11-30", values=values, registration=stated, **about)
+
+
+def test_runs_that_an_earlier_recipe_has_too_are_said_to_have_been_known():
+    first = make_registered("first", "10:00", plain=[2.0, 2.1, 2.2], lost=[None, 1.5])
+    second = make_registered("second", "11:00", bare=[2.0, 2.1, 2.2, 2.3])
+    third = make_registered("third", "12:00", base=[2.0, 2.1, 2.2, 2.3, 2.4], other=[None, 1.5], new=[2.1, 2.0])
+    (line,) = list_shared_runs(third, [third, second, first])
+    assert line.partition(": ")[2] == (
+        "base, seeds 0 to 2 (first, 2026-11-30 10:00:00); base, seed 3 (second, 2026-11-30 11:00:00); "
+        "other, seed 1 (first, 2026-11-30 10:00:00)"
+    )
+    assert list_shared_runs(first, [third, second, first]) == [], "nothing came before"
+    unknown = replace(first, registration=None, recipe="unregistered", date="2026-11-27")
+    assert list_shared_runs(unknown, [first, second]) == [] and "(unregistered, 2026-11-27)" in str(
+        list_shared_runs(first, [unknown])
+    )
 
 
 @pytest.mark.parametrize("name", ["short-convolution", pytest.param("ladder", marks=pytest.mark.slow)])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from zoo.experiments.recipe_tables import (
     list_unmatched,
     tell_speedups,
 )
-from zoo.experiments.registration import describe_registration
+from zoo.experiments.registration import describe_registration, list_shared_runs
 from zoo.gallery.finding_facts import list_card_rows, list_effects, read_kept
 from zoo.paths import recipes_dir
 from zoo.probes.card import draw_card, name_model
@@ -40,8 +41,9 @@ HEAD = """\
 # Findings
 
 Written by `python tests/pages findings` from `recipes/verdicts/`. A finding is a recipe: a claim, its arms and seeds, and the results that
-were expected. Its verdict stays as it came, also where it contradicts the claim or the source. Each finding says when it was registered
-and what was changed afterwards; those of 27 November 2026 ran before registrations were kept. `zoo recipes NAME --run` runs one again.
+were expected. Its verdict stays as it came, also where it contradicts the claim or the source. Each finding says when it was registered,
+what was changed afterwards, and which of its runs may have been known by then, as another recipe has the same ones; those of 27 November
+2026 ran before registrations were kept. `zoo recipes NAME --run` runs one again.
 
 - **found**: an arm is better, worse, equivalent within the recipe's margin, or the comparison is inconclusive: these seeds do not show a
   difference, and there may be one ([how verdicts are made](verdicts.md)).
@@ -171,7 +173,7 @@ def page() -> str:
             write_changed(told),
             write_decisions(told),
             write_cards(),
-            *(write_finding(name, *each) for name, each in told.items()),
+            *(write_finding(name, *each, [outcome for _, outcome in told.values()]) for name, each in told.items()),
         ]
     )
 
@@ -230,7 +232,9 @@ def write_cards() -> str:
     )
 
 
-def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> str:
+def write_finding(
+    name: str, recipe: Experiment, outcome: ExperimentOutcome, others: Collection[ExperimentOutcome]
+) -> str:
     """A section: the claim, expected beside found, the arms, and the picture."""
     held = "" if recipe.withdrawn else f" Expectations that hold: {count_held(recipe, outcome)}."
     lines = [f"## {name}", "", f"**Claim: {recipe.claim}**{held} Source: {recipe.source}."]
@@ -247,7 +251,8 @@ def write_finding(name: str, recipe: Experiment, outcome: ExperimentOutcome) -> 
     took = describe_training(recipe, outcome)
     about = f"{recipe.form(False).looks[-1]} seeds an arm, at {describe_rates(recipe)} learning rates"
     lines += [f"{about}; {outcome.date}, {took}.", ""]
-    lines += [f"{describe_registration(outcome.registration, recipe)}.", ""]
+    registered = [describe_registration(outcome.registration, recipe), *list_shared_runs(outcome, others)]
+    lines += [" ".join(f"{each}." for each in registered), ""]
     for file in sorted((recipes_dir() / "verdicts").glob(f"{name}.[ps][nv]g")):
         lines += [f"![{name}: what its runs gave](../recipes/verdicts/{file.name})", ""]
     return "\n".join(lines)

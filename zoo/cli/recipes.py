@@ -84,6 +84,7 @@ def _print_outcomes(recipes: dict[str, Experiment], outcomes: list[ExperimentOut
 
 def _show(recipes: dict[str, Experiment], whole: bool, as_json: bool) -> None:
     """Print all recipes in one table, or with `whole` each recipe with its figures."""
+    from zoo.experiments.experiment import list_recipes
     from zoo.experiments.judging import find_outcome
     from zoo.experiments.recipe_tables import list_machines, make_list, make_outcome_tables
 
@@ -99,8 +100,9 @@ def _show(recipes: dict[str, Experiment], whole: bool, as_json: bool) -> None:
         ]
         print(report.format_json(rows))
     elif whole:
+        others = [outcome for each in list_recipes() if (outcome := find_outcome(each))]
         for name, each in recipes.items():
-            report.print_tables(*make_outcome_tables(name, each, kept[name]))
+            report.print_tables(*make_outcome_tables(name, each, kept[name], others))
     else:
         report.print_tables(
             make_list(recipes, kept), *list_machines(kept), "zoo recipes NAME shows one with its figures"

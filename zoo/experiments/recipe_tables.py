@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import mean, stdev
 
 from zoo.analysis.verdict.power import LEVEL
 from zoo.experiments.experiment import Experiment
 from zoo.experiments.judging import ExperimentOutcome, Finding, describe_bounds, describe_pair
-from zoo.experiments.registration import describe_registration
+from zoo.experiments.registration import describe_registration, list_shared_runs
 from zoo.report import rate_table
 from zoo.report.arms import CURRENCIES, find_unmatched, list_ratios
 from zoo.report.tables import TextTable, fit_columns
@@ -93,9 +93,12 @@ def format_value(each: Finding) -> str:
     return f"{BOUNDS[each.bound]}{format_spread(each.value, half, '+')}"
 
 
-def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcome | None) -> list[str | TextTable]:
-    """Make the lines and tables of one recipe: claim, expectations with findings, and the arms' metrics and costs.
-    Before it has run, only the claim and the expectations."""
+def make_outcome_tables(
+    name: str, recipe: Experiment, outcome: ExperimentOutcome | None, others: Collection[ExperimentOutcome] = ()
+) -> list[str | TextTable]:
+    """Make the lines and tables of one recipe: claim, expectations with their findings, the arms' metrics and costs.
+    Before it has run there are only the claim and the expectations. `others` are verdicts whose runs may be the same
+    (`list_shared_runs`)."""
     head = [f"{name}. Claim: {recipe.claim}" if recipe.claim else name]
     head += [f"Source: {recipe.source}"] if recipe.source else []
     head += [f"Withdrawn: {recipe.withdrawn}"] if recipe.withdrawn else []
@@ -115,6 +118,7 @@ def make_outcome_tables(name: str, recipe: Experiment, outcome: ExperimentOutcom
         *head,
         ran,
         describe_registration(outcome.registration, recipe),
+        *list_shared_runs(outcome, others),
         *list_missing(outcome),
         TextTable("", FINDINGS, rows, (4,)),
         *([DECIDED] if compared else []),

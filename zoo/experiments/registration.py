@@ -17,14 +17,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import zoo
 from zoo.disk import write_text
 from zoo.experiments.experiment import Expectation, Experiment, make_experiment
-from zoo.experiments.judging import describe_bounds, describe_pair
+from zoo.experiments.judging import ExperimentOutcome, describe_bounds, describe_pair
 from zoo.untrusted.json_file import read_json
 
 FILE = "registration.json"
@@ -43,6 +43,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 SHOWN = {"code": "Zoo's code", "models": "the arms' models"}
 """Words for the parts that have no fields."""
+
+LOSS = "val_loss"
+"""The metric by which runs are known to be the same ones. Accuracies of different runs may be equal."""
 
 UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of probes and ladders from 1 December"
 
@@ -110,6 +113,33 @@ def describe_registration(registered: Mapping[str, Any] | None, experiment: Expe
     )
     changes += [f"later, in its file, {', '.join(later)}"] if later else []
     return f"{said}; changed afterwards: {'; '.join(changes)}" if changes else f"{said}; unchanged"
+
+
+def list_shared_runs(outcome: ExperimentOutcome, others: Collection[ExperimentOutcome]) -> list[str]:
+    """Write a line on runs that may have been known when an experiment was registered: those with the loss, to its last
+    digit, of a run of another experiment that came earlier. Empty without a registration, and without such runs."""
+    if outcome.registration is None:
+        return []
+    dated = {each.recipe: each.registration["when"] if each.registration else each.date for each in others}
+    earlier = [each for each in others if dated[each.recipe] < outcome.registration["when"]]
+    known: dict[tuple[str, float | None], str] = {}
+    for each in sorted(earlier, key=lambda each: dated[each.recipe], reverse=True):  # the earliest is kept
+        for own in each.values.get(LOSS, {}).values():
+            known |= dict.fromkeys(own.items(), f"{each.recipe}, {_write_time(dated[each.recipe])}")
+    found: dict[tuple[str, str], list[int]] = {}
+    for arm, own in outcome.values.get(LOSS, {}).items():
+        for seed, loss in own.items():
+            if loss is not None and (seed, loss) in known:
+                found.setdefault((arm, known[seed, loss]), []).append(int(seed))
+    said = [f"{arm}, {_name_seeds(seeds)} ({source})" for (arm, source), seeds in found.items()]
+    about = "Some of its runs may have been known by then, as recipes that came earlier have the same ones"
+    return [f"{about}: {'; '.join(said)}"] if said else []
+
+
+def _name_seeds(seeds: Sequence[int]) -> str:
+    whole = len(seeds) > 2 and max(seeds) - min(seeds) + 1 == len(seeds)
+    named = f"{min(seeds)} to {max(seeds)}" if whole else ", ".join(map(str, seeds))
+    return f"seed{'s' if len(seeds) > 1 else ''} {named}"
 
 
 def _write_time(stated: str) -> str:

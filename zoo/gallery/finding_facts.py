@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from zoo.experiments.decisions import Kept
@@ -22,7 +22,7 @@ from zoo.experiments.recipe_tables import (
     list_costs,
     list_rates,
 )
-from zoo.experiments.registration import describe_registration
+from zoo.experiments.registration import describe_registration, list_shared_runs
 from zoo.gallery.charts import draw_effects
 from zoo.gallery.rendering import mark_safe
 from zoo.probes.card import NOT_TESTED, format_level, is_guessed
@@ -75,6 +75,8 @@ class FindingFacts:
     name: str
     recipe: Experiment
     outcome: ExperimentOutcome
+    others: Collection[ExperimentOutcome]
+    """The kept verdicts, whose runs may be the same."""
 
     @property
     def axes(self) -> set[str]:
@@ -92,7 +94,8 @@ class FindingFacts:
 
     @property
     def registered(self) -> str:
-        return describe_registration(self.outcome.registration, self.recipe)
+        own, shared = self.outcome, list_shared_runs(self.outcome, self.others)
+        return ". ".join([describe_registration(own.registration, self.recipe), *shared])
 
     def list_verdicts(self) -> list[dict[str, str]]:
         """List each comparison in words: arms, expected verdict, found verdict, and difference with its metric."""
@@ -143,6 +146,8 @@ def _format_cell(outcome: ProbeOutcome | None) -> str:
 
 
 def list_findings() -> list[FindingFacts]:
-    """List all recipes with a stored verdict, withdrawn ones last."""
-    found = [FindingFacts(name, *each) for name, each in read_kept().items()]
+    """List all recipes that have a verdict, those that are withdrawn last."""
+    kept = read_kept()
+    others = [outcome for _, outcome in kept.values()]
+    found = [FindingFacts(name, *each, others) for name, each in kept.items()]
     return sorted(found, key=lambda each: bool(each.recipe.withdrawn))
