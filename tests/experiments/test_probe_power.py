@@ -62,9 +62,9 @@ def test_the_noise_is_that_of_a_models_own_runs_or_pooled_over_those_of_all_kept
     pooled = float(np.mean([find_variance(values) for values in kept.values()]))
     assert other.sigma == pytest.approx(math.sqrt(mamba2 + pooled)) and other.source == "other models, for capped"
     *_, note = list_power_notes(plan("accuracy at 16"), [own, other])
-    assert "of mqar, of mha, sliding, mamba2," in note and "window of 8 (recall-state)" in note
+    assert "of mqar, of gqa, sliding, mamba2," in note and "window of 8 (recall-state)" in note
     elsewhere = plan("accuracy at 16", probe={"name": "mqar", "settings": {"vocab": 48}})
-    assert " at other settings, of mha," in list_power_notes(elsewhere, foresee_probe(elsewhere))[-1]
+    assert " at other settings, of gqa," in list_power_notes(elsewhere, foresee_probe(elsewhere))[-1]
 
 
 def test_levels_that_all_kept_seeds_reach_have_the_noise_of_rounding() -> None:
