@@ -84,8 +84,8 @@ All kept runs were judged again when a test was mended:
 Runs were not repeated for that. Older rates are the minimum of a parabola through five losses. One of the five often lay above the good
 window, where the loss rises suddenly, and pulled the minimum down: the baseline of loss 2.004 ran 0.17 decades below `best lr`, which cost
 it a loss of 0.016 by the parabola. Where both arms of a comparison ran as far below, that is in both losses, and cancels. An interval
-includes the error of `best lr`, and not that an arm ran elsewhere: a line names each arm that ran over two standard errors away, and what
-that cost.
+includes the error of `best lr`, and not that an arm ran elsewhere: lines name each arm that ran over two standard errors away, what that
+cost, and what it adds to each difference. These are estimates, from one run at each rate.
 
 ![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the source's effect](../recipes/verdicts/effects.png)
 """
@@ -142,9 +142,10 @@ CHANGED = """\
 
 Three questions were asked twice, first at fixed learning rates, later at searched ones, and each has another answer now. Norms after each
 sub-layer were better than norms before it, without a warm-up and at one high rate for both. With a warm-up, each at its own rate, they are
-worse. SwiGLU was better than ReLU, and is now equivalent to it within 0.05 (though only just; GEGLU is better than GELU at both). A tied
-head could not be told from an untied one, and is now better. The rates are not the only change: models at searched rates train on 205 K
-tokens, the earlier ones on 512 K. Both columns subtract the same way round, so that below 0 the arm of the question has the lower loss.
+worse. SwiGLU was better than ReLU, and is now equivalent to it within 0.05 (though only just, and SwiGLU's rate was off by more than
+ReLU's: see glu-tuned; GEGLU is better than GELU at both). A tied head could not be told from an untied one, and is now better. The rates
+are not the only change: models at searched rates train on 205 K tokens, the earlier ones on 512 K. Both columns subtract the same way
+round, so that below 0 the arm of the question has the lower loss.
 """
 
 ASKED_TWICE = {

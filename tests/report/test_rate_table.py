@@ -31,6 +31,11 @@ def test_the_rate_that_ran_stands_beside_the_minimum_of_the_parabola():
 def test_a_rate_that_ran_off_the_best_is_said_with_its_cost_by_the_parabola(ran, side):
     (line,) = list_shifts({"on": make_search(0.001), "off": make_search(ran)}, NOISE)
     assert line.endswith(f"includes: off: {abs(ran):.2f} decades {side}, at a cost of {BEND * ran**2:.3f}")
+    arms = {"on": make_search(0.0), "too": make_search(0.0), "off": make_search(ran), "half": make_search(ran / 2)}
+    assert list_shifts(arms, NOISE, [("on", "too")])[1:] == []
+    _, added = list_shifts(arms, NOISE, [("off", "half"), ("on", "too"), ("half", "off")])
+    apart = BEND * (ran**2 - (ran / 2) ** 2)
+    assert added.endswith(f"arms: off − half: +{apart:.3f}; half − off: −{apart:.3f}")
     further = {**make_search(0.0), "further": {"optim.weight_decay": make_search(ran)}}
     assert "includes: arm, optim.weight_decay: " in list_shifts({"arm": further}, NOISE)[0]
 

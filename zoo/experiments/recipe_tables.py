@@ -163,8 +163,10 @@ def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
         if each.found == "equivalent" and each.p is not None and each.p < outcome.level
     ]
     bounds = [OPEN] if any(each.bound for each in outcome.findings) else []
-    rates = [*rate_table.list_transfers(outcome.searches), *rate_table.list_shifts(outcome.searches, outcome.noise)]
-    return [*list_wide_margins(recipe), *small, *bounds, *rates]
+    losses = [each for each in outcome.findings if (each.metric or recipe.metric) == "val_loss" and not each.cost]
+    pairs = dict.fromkeys((each.arm, each.against) for each in losses if each.against)
+    shifts = rate_table.list_shifts(outcome.searches, outcome.noise, pairs)
+    return [*list_wide_margins(recipe), *small, *bounds, *rate_table.list_transfers(outcome.searches), *shifts]
 
 
 def list_unmatched(outcome: ExperimentOutcome) -> list[str]:

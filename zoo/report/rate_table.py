@@ -10,7 +10,7 @@ from typing import Any
 from zoo.analysis.verdict.difference import UNKNOWN, LossNoise
 from zoo.analysis.verdict.power import LEVEL
 from zoo.analysis.verdict.rate_optimum import TOLERANCE, RateOptimum, RateWindow, find_good_window, fit_optimum
-from zoo.units import say_p
+from zoo.units import format_number, say_p
 
 WINDOW = "lr window"
 """The metric for the width of an arm's window of good learning rates, in decades; more is better."""
@@ -109,20 +109,29 @@ def list_transfers(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def list_shifts(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise) -> list[str]:
+def list_shifts(
+    searches: Mapping[str, Mapping[str, Any]], noise: LossNoise, pairs: Iterable[tuple[str, str]] = ()
+) -> list[str]:
     """Write a line on rates that ran more than SHIFTED standard errors from the best one, as rates that an older fit
-    chose did: how far off they were, and what the parabola says that it cost. Empty if the noise of a loss is unknown,
-    and if none did."""
-    said = []
+    chose did: how far off they were, and what the parabola says that it cost. A second line has what that adds to the
+    differences of `pairs` of arms. Empty if the noise of a loss is unknown, and if no rate was off."""
+    costs, off, said = dict.fromkeys(searches, 0.0), set[str](), []
     for name, search in searches.items() if noise.sigma else ():
         for key, each in list_searches(search).items():
             found = find_optimum(each, noise.sigma)
             apart = math.log10(each["best"]) - found.at
+            cost = found.curvature * apart**2
+            costs[name] += cost
             if abs(apart) > SHIFTED * found.error:
-                side, cost = "above" if apart > 0 else "below", found.curvature * apart**2
+                off.add(name)
+                side = "above" if apart > 0 else "below"
                 said.append(f"{name}{key and f', {key}'}: {abs(apart):.2f} decades {side}, at a cost of {cost:.3f}")
+    if not said:
+        return []
     about = "Rates that ran over two standard errors off the best one, with the cost in loss by the parabola"
-    return [f"{about}, which no interval includes: {'; '.join(said)}"] if said else []
+    added = [f"{a} − {b}: {format_number(costs[a] - costs[b], '+.3f')}" for a, b in pairs if off & {a, b}]
+    adds = [f"What the rates that ran add to a difference, by the parabolas of both arms: {'; '.join(added)}"]
+    return [f"{about}, which no interval includes: {'; '.join(said)}", *(adds if added else [])]
 
 
 def _describe_best(found: RateOptimum) -> str:
