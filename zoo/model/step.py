@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zoo.kernels.dispatch import attend
 from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from zoo.distributed.seam import Seam
     from zoo.kernels.drop import AttentionDropout
     from zoo.kernels.mask import Mask
+    from zoo.kernels.score_bias import Bias
     from zoo.kernels.view import KeyView
     from zoo.model.drops import Drops
     from zoo.model.loss import TokenLoss
@@ -155,8 +157,16 @@ class Step:
         keys = self.keys if self.choice is None else self.keys.narrow(self.choice)
         if own is not None:
             keys = keys.with_bias(self._bias_maker(own, q.shape[2]), q.shape[2], read)
-        how = {"kernel": self.kernel, "again": self.again, "dropout": self.drop_attention(q)}
-        return keys.attend(q, k, v, scale=scale, **how, **scores)  # type: ignore[arg-type]
+        return keys.attend(q, k, v, scale=scale, **self._options(q), **scores)  # type: ignore[arg-type]
+
+    def attend_under(
+        self, mask: Mask, q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Bias | Tensor | None = None
+    ) -> Tensor:
+        """Attend under a mask and a bias that the layer gives: q [B, T, H, C] → [B, T, H, Cv]."""
+        return attend(q, k, v, mask, scale=scale, bias=bias, **self._options(q))
+
+    def _options(self, q: Tensor) -> dict[str, Any]:
+        return {"kernel": self.kernel, "again": self.again, "dropout": self.drop_attention(q)}
 
     def choose(self, pick: Callable[..., Tensor], k: Tensor, *queries: Tensor) -> None:
         """Restrict this layer's attention to chosen keys, and give the choice to later layers. `pick(*queries, k,

@@ -163,6 +163,22 @@ class Attention(Spec, axis="attention"):
         raise NotImplementedError
 
 
+class PlainHeads(Attention):
+    """Base of the kinds that take a softmax over the scores of heads of one width, without a position scheme."""
+
+    n_heads: PositiveInt
+    """Number of heads."""
+    head_dim: PositiveInt
+    """Channels of a head."""
+
+    def core_flops(self, pairs: int) -> int:
+        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
+        width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
+        return AttentionQuery(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
+
+
 class SoftmaxAttention(Attention):
     """Base of the kinds that take a softmax over query-key scores. It declares what position schemes and kernels need
     to know."""

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
-from zoo.kernels import attend
-from zoo.kernels.base import AttentionQuery
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Passes
 from zoo.model.position.relative import RelativePosition
 from zoo.spec import Linear, split
 
 if TYPE_CHECKING:
+    from zoo.kernels.base import AttentionQuery
     from zoo.model.step import Step, Weights
 
 
@@ -115,8 +114,7 @@ class Disentangled(MultiHead, kind="disentangled"):
         k, v = step.remember(k=k, v=v)  # B S H C
         scale = (self.head_dim * (1 + len(self.types))) ** -0.5 if self.scale is None else self.scale
         bias = self._position_scores(m, q, k.to(q.dtype), step, scale) if self.types else step.keys.bias
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
-        y = attend(q, k, v, step.mask, scale=scale, bias=bias, **how)
+        y = step.attend_under(step.mask, q, k, v, scale, bias)
         return m.o(y.flatten(-2))  # B T D
 
     def _position_scores(self, m: Weights, q: Tensor, k: Tensor, step: Step, scale: float) -> Tensor:

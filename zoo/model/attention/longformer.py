@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels import attend
 from zoo.kernels.mask import Mask
 from zoo.kernels.view import KeyView
 from zoo.lazy import Tensor, torch
@@ -91,5 +90,4 @@ class Longformer(MultiHead, kind="longformer"):
     def _read(self, parts: tuple[Any, Any, Any], x: Tensor, step: Step, mask: Mask) -> Tensor:
         """Attend under `mask`, with `parts` as the projections of q, k and v: [B, T, H, C]."""
         q, k, v = self.project(parts, x, step)
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
-        return attend(q, k, v, mask, scale=self.head_dim**-0.5, bias=step.keys.bias, **how)
+        return step.attend_under(mask, q, k, v, self.head_dim**-0.5, step.keys.bias)

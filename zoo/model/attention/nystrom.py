@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import PositiveInt
 
 from zoo.errors import ConfigError
-from zoo.kernels import attend
-from zoo.kernels.base import AttentionQuery
 from zoo.kernels.packed import count_in_run, find_run_firsts
 from zoo.lazy import F, Tensor, torch
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import PlainHeads
 from zoo.spec import DrawnValues, Linear, Weight, split
 
 if TYPE_CHECKING:
+    from zoo.kernels.base import AttentionQuery
     from zoo.model.step import Step, Weights
 
 ITERATIONS = 6
 """Number of iterations that compute the pseudo-inverse."""
 
 
-class Nystrom(Attention, kind="nystrom"):
+class Nystrom(PlainHeads, kind="nystrom"):
     """Nyström attention (Xiong et al., 2021, Nyströmformer), for bidirectional models.
 
     A text is divided into `n_landmarks` segments of nearly equal length. The landmarks are the mean of each segment's
@@ -36,10 +35,6 @@ class Nystrom(Attention, kind="nystrom"):
     causal: ClassVar[bool | None] = False
     joins: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
 
-    n_heads: PositiveInt
-    """Number of heads."""
-    head_dim: PositiveInt
-    """Channels of a head."""
     n_landmarks: PositiveInt | None = 64
     """Number of a text's landmarks; a shorter text has one for each token. null for softmax attention."""
     conv_width: PositiveInt | None = 65
@@ -66,7 +61,7 @@ class Nystrom(Attention, kind="nystrom"):
         return split(self, ranks, equal=("n_heads",))
 
     def core_flops(self, pairs: int) -> int:
-        return 0 if self.n_landmarks is not None else 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
+        return super().core_flops(pairs) if self.n_landmarks is None else 0
 
     def state_flops(self) -> int:
         return 2 * self.n_heads * self.head_dim * self.conv_width if self.conv_width else 0
@@ -86,10 +81,7 @@ class Nystrom(Attention, kind="nystrom"):
         return 0 if self.n_landmarks is None else 4 * self.n_heads * self.head_dim * new * min(new, self.n_landmarks)
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
-        if self.n_landmarks is not None:
-            return None
-        width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
-        return AttentionQuery(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
+        return super().ask(dtype, **features) if self.n_landmarks is None else None
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         if self.n_landmarks is not None:
@@ -98,8 +90,7 @@ class Nystrom(Attention, kind="nystrom"):
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.n_heads, self.head_dim)) for part in (m.q, m.k, m.v))  # B T H C
         if self.n_landmarks is None:
-            how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
-            y = attend(q, k, v, step.mask, scale=self.head_dim**-0.5, **how)
+            y = step.attend_under(step.mask, q, k, v, self.head_dim**-0.5)
         else:
             q, k = q * self.head_dim**-0.25, k * self.head_dim**-0.25
             y = approximate(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.extra["landmarks"])

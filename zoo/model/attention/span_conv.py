@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels import attend
-from zoo.kernels.base import AttentionQuery
 from zoo.lazy import F, Tensor, torch
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import PlainHeads
 from zoo.model.packed_conv import convolve_both_ways
 from zoo.spec import Conv, Linear
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
 
 
-class SpanConv(Attention, kind="span_conv"):
+class SpanConv(PlainHeads, kind="span_conv"):
     """Mixed attention (Jiang et al., 2020, ConvBERT), for bidirectional models: heads of softmax attention, and as many
     heads of span-based dynamic convolution.
 
@@ -32,8 +30,6 @@ class SpanConv(Attention, kind="span_conv"):
 
     n_heads: PositiveInt
     """Number of heads of each of the two kinds."""
-    head_dim: PositiveInt
-    """Channels of a head."""
     conv_width: PositiveInt = 9
     """Width of both convolutions, in tokens, an odd number."""
     bias: bool = True
@@ -53,18 +49,10 @@ class SpanConv(Attention, kind="span_conv"):
             "o": Linear(2 * width, d_model, self.bias, residual=True),
         }
 
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
-
-    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
-        width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
-        return AttentionQuery(dtype=dtype, **width, n_heads=self.n_heads, n_kv_heads=self.n_heads, **features)
-
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         heads = (self.n_heads, self.head_dim)
         q, k, v, values = (part(x).unflatten(-1, heads) for part in (m.q, m.k, m.v, m.conv_v))  # B T H C
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
-        attended = attend(q, k, v, step.mask, scale=self.head_dim**-0.5, **how)
+        attended = step.attend_under(step.mask, q, k, v, self.head_dim**-0.5)
         spans = m.span_k(convolve_both_ways(m.span, x, step, self.conv_width))  # B T HC
         weights = m.conv_weights(spans * q.flatten(-2)).unflatten(-1, (self.n_heads, self.conv_width))  # B T H W
         convolved = self._weigh(values, weights.float().softmax(-1).to(values.dtype), step)

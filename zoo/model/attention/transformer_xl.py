@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.kernels import attend
-from zoo.kernels.base import AttentionQuery
 from zoo.lazy import Tensor, torch
-from zoo.model.attention.base import Attention
+from zoo.model.attention.base import PlainHeads
 from zoo.model.attention.disentangled import OfTable
 from zoo.model.position.absolute import Sinusoidal
 from zoo.spec import Embedding, Linear, Weight, split
 
 if TYPE_CHECKING:
+    from zoo.kernels.base import AttentionQuery
     from zoo.model.step import Step, Weights
 
 WAVES = Sinusoidal(interleaved=False)
 """Sinusoidal vectors of distances: all sines, then all cosines."""
 
 
-class TransformerXL(Attention, kind="transformer_xl"):
+class TransformerXL(PlainHeads, kind="transformer_xl"):
     """Relative attention of Transformer-XL (Dai et al., 2019), for bidirectional models, as XLNet uses it; the model of
     Dai et al. is causal. With `segments` it is XLNet's attention (Yang et al., 2019) in one stream, as transformers
     computes it without `perm_mask`.
@@ -37,10 +36,6 @@ class TransformerXL(Attention, kind="transformer_xl"):
 
     causal: ClassVar[bool | None] = False
 
-    n_heads: PositiveInt
-    """Number of heads."""
-    head_dim: PositiveInt
-    """Channels of a head."""
     max_distance: PositiveInt | None = None
     """Maximum distance in tokens; greater distances count as this one. No limit unless given."""
     segments: bool = False
@@ -69,9 +64,6 @@ class TransformerXL(Attention, kind="transformer_xl"):
     def shard(self, ranks: int) -> TransformerXL:
         return split(self, ranks, equal=("n_heads",))
 
-    def core_flops(self, pairs: int) -> int:
-        return 4 * self.n_heads * self.head_dim * pairs  # QKᵀ and PV
-
     def pass_flops(self, d_model: int, new: int, held: int) -> int:
         """Count the FLOPs of the distances in a pass of `new` tokens: the distances in reach are projected once, and
         compared with every query."""
@@ -80,11 +72,8 @@ class TransformerXL(Attention, kind="transformer_xl"):
     def constant_flops(self, d_model: int, new: int, pairs: int) -> int:
         return 2 * self.n_heads * self.head_dim * (2 * self._farthest(new) + 1) * d_model  # projecting the sinusoids
 
-    def ask(self, dtype: str, **features: Any) -> AttentionQuery:
-        width = {"head_dim": self.head_dim, "v_head_dim": self.head_dim}
-        heads = {"n_heads": self.n_heads, "n_kv_heads": self.n_heads}
-        bias = "learned" if features.get("needs_grad", False) else "fixed"
-        return AttentionQuery(dtype=dtype, **width, **heads, bias=bias, **features)
+    def ask(self, dtype: str, **features: Any) -> AttentionQuery | None:
+        return super().ask(dtype, bias="learned" if features.get("needs_grad", False) else "fixed", **features)
 
     def _farthest(self, length: int) -> int:
         return length - 1 if self.max_distance is None else min(length - 1, self.max_distance)
@@ -102,8 +91,7 @@ class TransformerXL(Attention, kind="transformer_xl"):
         bias = self._distance_scores(m, x, q, step)
         if self.segments and "types" in step.extra:
             bias = bias + self._segment_scores(m, q, step.extra["types"])
-        how = {"kernel": step.kernel, "again": step.again, "dropout": step.drop_attention(q)}
-        y = attend(q + m.content_bias.to(q.dtype), k, v, step.mask, scale=scale, bias=bias * scale, **how)
+        y = step.attend_under(step.mask, q + m.content_bias.to(q.dtype), k, v, scale, bias * scale)
         return m.o(y.flatten(-2))  # B T D
 
     def _distance_scores(self, m: Weights, x: Tensor, q: Tensor, step: Step) -> Tensor:
