@@ -19,6 +19,7 @@ from zoo.cache.cached_row import CachedRow
 from zoo.cache.page_rows import RowsOfPass, place_rows
 from zoo.cache.pool_store import Store
 from zoo.errors import ConfigError
+from zoo.kernels.blocks import round_to_power
 from zoo.kernels.view.page_tables import PagedShape, PassTensors, as_tensor
 from zoo.lazy import Tensor, torch
 from zoo.run.capture import CudaRecorder, Record, find_blocker
@@ -48,7 +49,7 @@ class Graphs:
         self.model, self.store, self.record, self.note = model, store, record, note
         pages, beyond = zip(store.groups, store.pools, strict=True), -(-(store.new - 1) // store.page)  # of padding
         self.widest = [min(pool.count, store.pages_of(group, 1 << 60)) + beyond for group, pool in pages]
-        self.most = double(rows) * store.new
+        self.most = round_to_power(rows) * store.new
         self.logits: Tensor | None = None  # [most, V], which all recordings write to
         self.steps: dict[PagedShape, RecordedStep] = {}
         self.refusal: str | None = None  # why nothing is recorded any more
@@ -75,7 +76,7 @@ class Graphs:
         new = max(counts)
         if self.refusal is not None or new > self.store.new or (new > 1 and not all(row.length for row in rows)):
             return None
-        new = min(double(new), self.store.new)
+        new = min(round_to_power(new), self.store.new)
         placed = place_rows(self.store, rows, counts, new)
         shape = self._round(placed.shape)
         if shape not in self.steps and not self._add(shape):
@@ -90,8 +91,10 @@ class Graphs:
     def _round(self, shape: PagedShape) -> PagedShape:
         """Return the shape of the recorded step for a pass: rows and pages rounded up to powers of two."""
         least = max(1, LEAST // self.store.page)
-        widths = (min(most, max(least, double(pages))) for pages, most in zip(shape.pages, self.widest, strict=True))
-        return PagedShape(double(shape.rows), shape.new, tuple(widths))
+        widths = (
+            min(most, max(least, round_to_power(pages))) for pages, most in zip(shape.pages, self.widest, strict=True)
+        )
+        return PagedShape(round_to_power(shape.rows), shape.new, tuple(widths))
 
     def _add(self, shape: PagedShape) -> bool:
         """Record a step of this shape, with rows of padding. Returns False if recording fails."""
@@ -143,11 +146,6 @@ def send(values: Tensor, target: Tensor) -> None:
     """Copy values from the host to a tensor on the device without waiting, through pinned memory. torch reuses that
     memory only after the copy is done."""
     target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
-
-
-def double(count: int) -> int:
-    """Round up to a power of two: 5 → 8."""
-    return 1 << (count - 1).bit_length()
 
 
 def make_graphs(

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from zoo.generation.graphs import Graphs, double, send
+from zoo.generation.graphs import Graphs, send
 from zoo.generation.passes import EnginePasses
 from zoo.generation.scheduler import Chunk, RunningSequence, Scheduler
+from zoo.kernels.blocks import round_to_power
 from zoo.lazy import Tensor, torch
 from zoo.run.late_values import LateValues
 from zoo.sampling.sampler import GREEDY, choose_recorded, find_way
@@ -38,7 +39,7 @@ class DeviceSampler:
     def choose(self, sequences: Sequence[RunningSequence]) -> LateValues:
         """Choose each sequence's next token, and keep it in `graphs.tokens` for the next step."""
         assert self.graphs.logits is not None
-        rows, vocab = double(len(sequences)), self.graphs.logits.shape[1]
+        rows, vocab = round_to_power(len(sequences)), self.graphs.logits.shape[1]
         way = max(find_way(each.draws.sampling, vocab) for each in sequences)
         if (rows, way) not in self.recorded:
             self.recorded[rows, way] = self._record(rows, way)

@@ -55,7 +55,7 @@ def options(
     with a hundred queries it takes minutes to compile and too much memory.
     """
     row, room = _row(dtype, widths), _room(capability)
-    few = one and (max(_power(group), 16) + DECODED) * row <= room
+    few = one and (max(round_to_power(group), 16) + DECODED) * row <= room
     chosen: dict[str, object] = {} if few else {"BACKEND": "TRITON"}
     if few or TUNED[dtype] * row <= room:
         return chosen
@@ -74,10 +74,11 @@ def _edge(dtype: str, widths: tuple[int, int], blocks: int, room: int) -> int:
 
 def _row(dtype: str, widths: tuple[int, int]) -> int:
     """Return the bytes of a row of the widest head, which triton pads to a power of two."""
-    return _power(max(widths)) * (4 if dtype == "float32" else 2)
+    return round_to_power(max(widths)) * (4 if dtype == "float32" else 2)
 
 
-def _power(number: int) -> int:
+def round_to_power(number: int) -> int:
+    """Round up to a power of two: 5 → 8."""
     return 1 << (number - 1).bit_length()
 
 

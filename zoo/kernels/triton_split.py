@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.kernels.base import AttentionQuery, Call, FallibleKernel, Machine, Scores
+from zoo.kernels.blocks import round_to_power
 from zoo.kernels.found import explain_missing
 from zoo.lazy import Tensor, torch
 
@@ -181,14 +182,14 @@ def lay_launch(q: Tensor, k: Tensor, v: Tensor, how: Scores, processors: int) ->
         **{"LEFT": left is not None, "RIGHT": right is not None, "SHARED": shared, "SPLIT": splits > 1},
     }
     join = {**ends, "n_queries": tokens, "n_heads": n_heads, "splits": splits}
-    join |= {"V_WIDTH": v.shape[3], "V_PADDED": _round_up(v.shape[3])}
+    join |= {"V_WIDTH": v.shape[3], "V_PADDED": round_to_power(v.shape[3])}
     return KernelLaunch((programs, splits), arguments, {"num_warps": size.warps, "num_stages": size.stages}, join)
 
 
 def split_width(width: int) -> tuple[int, int]:
     """Cut a width into a power of two and a padded rest, each 0 or at least 16: 128 is (128, 0), 576 is (512, 64)."""
     main = max(16, 1 << (width.bit_length() - 1))
-    return main, 0 if width <= main else max(16, _round_up(width - main))
+    return main, 0 if width <= main else max(16, round_to_power(width - main))
 
 
 def choose_tile(rows: int, key_bytes: int, v_width: int, itemsize: int, paged: bool = True) -> TileSize:
@@ -199,7 +200,7 @@ def choose_tile(rows: int, key_bytes: int, v_width: int, itemsize: int, paged: b
     tile of 16, and blocks of 64 keys, 32 KiB each.
     """
     half = itemsize == 2
-    tile = min(_round_up(max(rows, 16)), (64 if v_width <= 128 else 32) if half else 16)
+    tile = min(round_to_power(max(rows, 16)), (64 if v_width <= 128 else 32) if half else 16)
     keys = 64
     while keys > 16 and keys * key_bytes > BLOCK:
         keys //= 2
@@ -211,11 +212,6 @@ def count_splits(programs: int, n_keys: int, processors: int) -> int:
     """Count the parts into which each row's keys are split: enough to occupy the device, but with at least LEAST keys
     each. 8 programs over 8,192 keys on 132 multiprocessors give 32 parts."""
     return max(1, min(PER_PROCESSOR * processors // programs, n_keys // LEAST, MOST)) if programs else 1
-
-
-def _round_up(count: int) -> int:
-    """Round up to a power of two."""
-    return 1 << (count - 1).bit_length()
 
 
 def _expand_sinks(sinks: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zoo.kernels.blocks import round_to_power
 from zoo.kernels.packed import find_run_starts
 from zoo.lazy import F, Tensor, torch
 
@@ -81,7 +82,7 @@ def _lay_documents(mask: Mask, device: torch.device) -> VarlenBatch:
     starts = find_run_starts(numbers).flatten()  # N
     which = starts.cumsum(0)  # the number of a token's document, from 1
     count = int(which[-1])  # waits for the device: once a pass, before the layers
-    room = min(1 << (max(count, LEAST * rows) - 1).bit_length(), total)
+    room = min(round_to_power(max(count, LEAST * rows)), total)
     token = torch.arange(total, device=device, dtype=torch.int32)
     ends = token.new_full((room + 2,), total)  # tokens that start no document write to the last entry
     ends = ends.scatter_(0, torch.where(starts, which - 1, room + 1), torch.where(starts, token, total))[:-1]
@@ -96,7 +97,7 @@ def _lay_two_sides(mask: Mask, device: torch.device) -> VarlenBatch:
     """
     sides = [each.to(device) for each in mask.documents or ()]
     count = int(torch.stack([each.max() for each in sides]).max()) + 1  # waits for the device: once a pass
-    room = 1 << (count - 1).bit_length()
+    room = round_to_power(count)
     counts = [each.new_zeros(len(each), room).scatter_add_(1, each, torch.ones_like(each)) for each in sides]
     query_ends, key_ends = (_ends(each.flatten().cumsum(0)) for each in counts)
     return VarlenBatch(Side(), Side(), _arguments(mask, query_ends, key_ends), len(sides[0]))

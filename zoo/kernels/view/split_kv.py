@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zoo.kernels.mask import Mask
-from zoo.kernels.view.base import Run
+from zoo.kernels.view.base import Run, count_slots
 from zoo.lazy import F, Tensor, torch
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class KeyPart:
     @property
     def size(self) -> int:
         """Number of keys."""
-        return sum(stop - start for start, stop in self.runs)
+        return count_slots(self.runs)
 
     def read(self, pool: Tensor) -> Tensor:
         """Read the part from a pool [1, K, N, C] → [1, K, S, C], without a copy if it is one run."""
@@ -221,6 +221,5 @@ def _join(row: KeySegment, pieces: list[Run], readers: dict[Run, list[int]]) -> 
         else:
             parts.append(KeyPart([run], readers[run]))
     if tail:
-        size = sum(stop - start for start, stop in tail)
-        parts.append(KeyPart(tail, [], Mask(row.count, size)))
+        parts.append(KeyPart(tail, [], Mask(row.count, count_slots(tail))))
     return parts

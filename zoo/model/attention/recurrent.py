@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ConfigError
+from zoo.kernels.blocks import round_to_power
 from zoo.kernels.running_sums import NOTHING
 from zoo.lazy import F, Tensor, torch
 
@@ -284,7 +285,7 @@ def pick_length(most: int, log: Tensor) -> int:
     """Choose the length of chunks: `most`, or less if all tokens of log [B, T, H] fit in one chunk. For log [B, T, H,
     K], a decay of each channel, `most` and the length are powers of two."""
     tokens = log.shape[1]
-    return min(most, tokens if log.dim() == 3 else 1 << (tokens - 1).bit_length())
+    return min(most, tokens if log.dim() == 3 else round_to_power(tokens))
 
 
 def open_state(step: Step, name: str, like: Tensor, *shape: int) -> Tensor:
