@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.gguf.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER, find_merges, unmark_piece
-from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, check_tokenizer, read_special_tokens
+from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, check_tokenizer, list_steps, read_special_tokens
 from zoo.errors import CheckpointError
 from zoo.families.config_types import GenerationFile
 from zoo.families.described import read_json
@@ -68,7 +68,7 @@ OTHERS = {"WordPiece": "bert", "Unigram": "t5"}
 def _find_kind(node: Mapping[str, Any], file: Path) -> str:
     """Find llama.cpp's name of a tokenizer's kind. Raises CheckpointError for an unsupported kind."""
     model = node["model"]
-    steps = [each["type"] for each in _list_steps(node.get("pre_tokenizer"))]
+    steps = [each["type"] for _, each in list_steps(node, "pre_tokenizer")]
     if model.get("type") == "BPE" and "ByteLevel" in steps:
         return "gpt2"
     if model.get("type") == "BPE" and model.get("byte_fallback"):
@@ -77,17 +77,6 @@ def _find_kind(node: Mapping[str, Any], file: Path) -> str:
         return OTHERS[model["type"]]
     would = f"byte-level BPE, BPE with byte_fallback, {' or '.join(OTHERS)}"
     raise CheckpointError(f"{file}: model: is {model.get('type')}, which is not written to GGUF ({would})")
-
-
-def _list_steps(node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a normalizer or a pre-tokenizer; a Sequence is flattened."""
-    if node is None:
-        return
-    if node["type"] == "Sequence":
-        for each in node.get("pretokenizers") or node.get("normalizers") or ():
-            yield from _list_steps(each)
-    else:
-        yield node
 
 
 def _pair(merge: Any) -> list[str]:
@@ -101,7 +90,7 @@ def _is_byte(token: str) -> bool:
 def _find_split(node: Mapping[str, Any], file: Path) -> str:
     """Find llama.cpp's name of a byte-level tokenizer's split patterns. Raises CheckpointError for unknown patterns."""
     patterns, plain = [], True
-    for step in _list_steps(node["pre_tokenizer"]):
+    for _, step in list_steps(node, "pre_tokenizer"):
         if step["type"] == "Split":
             patterns.append(step["pattern"].get("Regex"))
             plain &= step["behavior"] == "Isolated" and not step.get("invert")
@@ -112,7 +101,7 @@ def _find_split(node: Mapping[str, Any], file: Path) -> str:
             plain &= not step["add_prefix_space"]
         else:
             plain = False
-    forms = [each["type"].lower() for each in _list_steps(node.get("normalizer"))]
+    forms = [each["type"].lower() for _, each in list_steps(node, "normalizer")]
     whole = bool(node["model"].get("ignore_merges"))
     for row in read_catalogue()["splits"].values():
         own = [row["normalizer"]] if "normalizer" in row else []
@@ -145,7 +134,7 @@ def _describe_sentencepiece(
         raise CheckpointError(
             f"{file}: model.merges: are not those of SentencePiece's scores, so cannot be written to GGUF"
         )
-    steps = [*_list_steps(node.get("normalizer")), *_list_steps(node.get("pre_tokenizer"))]
+    steps = [step for part in ("normalizer", "pre_tokenizer") for _, step in list_steps(node, part)]
     prefix = any(step["type"] == "Prepend" or step.get("prepend_scheme") in ("always", "first") for step in steps)
     return {"scores": scores, "add_space_prefix": prefix}
 
@@ -160,7 +149,7 @@ def _describe_unigram(
         scores[number] = float(score)
     if node["model"].get("unk_id") is not None:
         made["token_type"][node["model"]["unk_id"]] = UNKNOWN
-    forms, steps = [*_list_steps(node.get("normalizer"))], [*_list_steps(node.get("pre_tokenizer"))]
+    forms, steps = ([each for _, each in list_steps(node, part)] for part in ("normalizer", "pre_tokenizer"))
     if [each["type"] for each in forms] not in ([], ["Precompiled"]):
         found = ", ".join(each["type"] for each in forms)
         raise CheckpointError(f"{file}: normalizer: is {found}, which is not written to GGUF (Precompiled)")

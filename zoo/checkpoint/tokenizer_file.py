@@ -88,9 +88,9 @@ def check_tokenizer(node: Mapping[str, Any], place: str) -> None:
     lengthen a text. Raises CheckpointError with the key at fault."""
     _check_ids(node, place)
     growth = 1.0
-    for part, children in PARTS.items():
+    for part in PARTS:
         growth = 1.0 if part == "decoder" else growth  # a decoder starts from tokens again
-        for number, (key, step) in enumerate(_list_steps(node.get(part), part, children)):
+        for number, (key, step) in enumerate(list_steps(node, part)):
             if number >= STEPS:
                 raise CheckpointError(f"{place}: {part}: has more than {STEPS:,} steps (fewer)")
             growth *= _measure_growth(step, f"{place}: {key}")
@@ -107,16 +107,17 @@ PARTS = {
 """The parts of a tokenizer in order of application, and the key under which each part's Sequence lists its steps."""
 
 
-def _list_steps(step: Any, key: str, children: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the steps of a part in order, each with its key; a Sequence is flattened."""
-    if not isinstance(step, Mapping):
-        return
-    inner = step.get(children)
-    if not isinstance(inner, list):
-        yield key, step
-        return
-    for number, each in enumerate(inner):
-        yield from _list_steps(each, f"{key}.{children}[{number}]", children)
+def list_steps(node: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the steps of a part of a tokenizer.json in order, each with its key; a Sequence is flattened."""
+    children = PARTS[part]
+    waiting: list[tuple[str, Any]] = [(part, node.get(part))]
+    while waiting:
+        key, step = waiting.pop()
+        inner = step.get(children) if isinstance(step, Mapping) else []
+        if isinstance(inner, list):
+            waiting += [(f"{key}.{children}[{number}]", each) for number, each in enumerate(inner)][::-1]
+        else:
+            yield key, step
 
 
 def _measure_growth(step: Mapping[str, Any], place: str) -> float:

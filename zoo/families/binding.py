@@ -11,6 +11,7 @@ binds nothing. Callers therefore import the config that was found, and compare t
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,18 +181,17 @@ def _round_if_whole(value: float) -> float | int:
     return round(value) if abs(value - round(value)) <= 1e-12 * abs(value) else value
 
 
-def assemble_fields(bindings: Bindings) -> dict[str, Any]:
-    """Make the fields of a config.json from bindings: `a.b` is a key of a mapping, `a[3]` an entry of a list."""
-    fields: dict[str, Any] = {}
+def assemble_fields(bindings: Mapping[str, Any], absent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make the fields of a config.json from bindings: `a.b` is a key of a mapping, `a[3]` an entry of a list. Fields of
+    `absent` without a binding keep their values."""
+    fields = copy.deepcopy(dict(absent or {}))
     for name, value in bindings.items():
         if name.endswith("]"):
             base, _, index = name[:-1].partition("[")
             items = fields.setdefault(base, [])
             items.extend([None] * (int(index) + 1 - len(items)))
             items[int(index)] = value
-        elif "." in name:
+        else:
             *outer, last = name.split(".")
             functools.reduce(lambda found, each: found.setdefault(each, {}), outer, fields)[last] = value
-        else:
-            fields[name] = value
     return fields

@@ -6,7 +6,6 @@ describes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,14 +72,7 @@ def _values(text: object, fields: Mapping[str, Any]) -> list[Any]:
 
 def _nest(found: Mapping[str, Any]) -> dict[str, Any]:
     """Nest metadata by dotted names, and add the values of entries that a file may lack."""
-    fields = copy.deepcopy(read_catalogue()["absent"])
-    for path, value in found.items():
-        inner = fields
-        *above, last = path.split(".")
-        for each in above:
-            inner = inner.setdefault(each, {})
-        inner[last] = value
-    return fields
+    return assemble_fields(found, read_catalogue()["absent"])
 
 
 def _to_stored(path: str, value: Any) -> Any:
