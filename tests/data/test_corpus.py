@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.corpora import FAST, POEM, documents, faults_of, texts_of, write_documents
+from support.corpora import FAST, POEM, documents, faults_of, split_corpus, texts_of, write_documents
 from zoo.data.corpus import (
     Document,
     cut_paragraphs,
     open_stdlib_corpus,
     open_text_corpus,
 )
-from zoo.data.split import hash_text, join_pieces, split_corpus
+from zoo.data.split import hash_text, join_pieces
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import zoo.data
-from support.corpora import POEM, documents, faults_of, texts_of, write_documents
+from support.corpora import POEM, documents, faults_of, split_corpus, texts_of, write_documents
 from zoo.data import DataSettings, fill_cache, prepare
 from zoo.data.corpus import Corpus, open_text_corpus
-from zoo.data.split import join_pieces, split_corpus, split_units
+from zoo.data.split import join_pieces, split_units
 from zoo.data.survey import survey
 from zoo.data.tokenizer import make_byte_tokenizer, train_bpe
 from zoo.errors import ZooError

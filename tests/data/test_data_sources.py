@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from support.corpora import POEM, faults_of, write_documents
+from support.corpora import POEM, faults_of, split_corpus, write_documents
 from zoo.data import Batch, Batches, DataSettings, prepare
 from zoo.data.settings import make_paths_absolute
-from zoo.data.split import split_corpus
 
 PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from zoo.data.corpus import Document
-from zoo.data.split import join_pieces
+from zoo.data.split import Part, join_pieces, measure_unit, split_units
 from zoo.errors import ConfigError
 
 POEM = [f"Line {n} of a poem that says {n * n}, naïvely: 漢字 🦓.\n" for n in range(400)]
@@ -22,6 +22,10 @@ def faults_of(call) -> list[str]:
 
 def documents(*texts: str) -> list[Document]:
     return [Document(f"{number}.txt", 0, (text,)) for number, text in enumerate(texts)]
+
+
+def split_corpus(documents, validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
+    return split_units([measure_unit(each) for each in documents], validation_fraction, max_bytes)
 
 
 def texts_of(documents, parts) -> list[tuple]:

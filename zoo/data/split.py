@@ -27,25 +27,19 @@ def hash_text(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
-def split_corpus(
-    documents: Iterable[Document], validation_fraction: float, max_bytes: int | None = None
-) -> list[Part | None]:
-    """Choose the part of each document; None for duplicates and for documents left out by `max_bytes`.
+def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
+    """Choose the part of each document from its Unit; None for duplicates and for documents left out by `max_bytes`. If
+    the setting `validation` names documents, they validate, and all others train, limited by `max_bytes`.
 
-    Validation gets its fraction of the bytes. A large file (one in pieces) gives contiguous blocks, one at the end of
-    each of up to MOST_BLOCKS equal sections. Then whole files are added, in the order of their content's hash, until
-    the fraction is reached. So names and order do not matter, and no text is in both parts. Adding a file moves no more
-    text between the parts than about the file's size. Raises ConfigError unless both parts get a document.
+    Otherwise validation gets its fraction of the bytes. A large file (one in pieces) gives contiguous blocks, one at
+    the end of each of up to MOST_BLOCKS equal sections. Then whole files are added, in the order of their content's
+    hash, until the fraction is reached. So names and order do not matter, and no text is in both parts. Adding a file
+    moves no more text between the parts than about the file's size. Raises ConfigError unless both parts get a
+    document.
 
     Example: of a book of 1,000,000 bytes and a fraction of 0.05, validation has the bytes from 190,000 to 200,000, from
     390,000 to 400,000 and so on, cut where paragraphs end.
     """
-    return split_units([measure_unit(each) for each in documents], validation_fraction, max_bytes)
-
-
-def split_units(units: list[Unit], validation_fraction: float, max_bytes: int | None = None) -> list[Part | None]:
-    """Choose the part of each document from its Unit, as `split_corpus` describes. If the setting `validation` names
-    documents, they validate, and all others train, limited by `max_bytes`."""
     first: dict[tuple[bytes, bool], int] = {}
     for number, unit in enumerate(units):
         first.setdefault((unit.key, unit.validates), number)

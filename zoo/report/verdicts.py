@@ -155,9 +155,8 @@ class Report:
         each = self.found[arm.name]
         said = f"equivalent within ±{each.margin:g}" if each.verdict == "equivalent" else name_verdict(each)
         if any(each.diverged):
-            lost = (
-                f"{each.diverged[0]} of {len(arm.runs)} runs diverged, {each.diverged[1]} of {len(self.baseline.runs)}"
-            )
+            own, theirs = each.diverged
+            lost = f"{own} of {len(arm.runs)} runs diverged, {theirs} of {len(self.baseline.runs)}"
             exact = "" if each.divergence is None else f" (Fisher's exact {say_p(each.divergence, self.level)})"
             said += f"; by exact ranks, diverged runs last: {lost} of {self.baseline.name}{exact}"
         return said if each.verdict != "inconclusive" else f"{said} ({self._describe_design(each)})"

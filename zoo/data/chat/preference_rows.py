@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.data.chat.conversation_rows import TurnFile, TurnRow
-from zoo.data.collate import IGNORED, STEP, pad, to_tensor
+from zoo.data.collate import IGNORED, choose_width, pad, to_tensor
 from zoo.data.cut_rows import describe_cuts
 from zoo.data.tokens import Batch
 from zoo.errors import ConfigError
@@ -110,7 +110,7 @@ def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, se
     Nothing in it is random. T is the length of the longest row, rounded up to a multiple of STEP; with `one_shape` it
     is `seq_len`."""
     turns = [each for row in rows for each in row.answers]
-    return predict_next(rows, turns, pad_id, choose_width(turns, seq_len, one_shape))
+    return predict_next(rows, turns, pad_id, choose_width([each.ids for each in turns], seq_len, one_shape))
 
 
 def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
@@ -121,7 +121,7 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq
     for row in rows:
         before = row.read_before()
         turns += [*row.answers, *(mismatch(each, number, before, seq_len) for number, each in enumerate(row.answers))]
-    return predict_next(rows, turns, pad_id, choose_width(turns, seq_len, one_shape))
+    return predict_next(rows, turns, pad_id, choose_width([each.ids for each in turns], seq_len, one_shape))
 
 
 def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
@@ -139,7 +139,7 @@ def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_
     """Make a batch of B records for a head that scores whole rows: rows [2B, T] as by `collate_answers`, but with every
     token as an input. Targets [2B, 1] are 1 for the better answer and 0 for the other."""
     turns = [each for row in rows for each in row.answers]
-    width = choose_width(turns, seq_len, one_shape)
+    width = choose_width([each.ids for each in turns], seq_len, one_shape)
     there = [np.ones(len(each.ids), np.int64) for each in turns]
     return Batch(
         to_tensor(pad([each.ids for each in turns], width, pad_id)),
@@ -157,9 +157,3 @@ def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], pad_id
         to_tensor(pad(targets, width, IGNORED)),
         reference=to_tensor(np.concatenate(known), np.float32) if known else None,
     )
-
-
-def choose_width(turns: Sequence[TurnRow], seq_len: int, one_shape: bool) -> int:
-    """Choose T: `seq_len` with `one_shape`, else the longest conversation rounded up to a multiple of STEP."""
-    longest = max(len(each.ids) for each in turns)
-    return seq_len if one_shape else min(-(-longest // STEP) * STEP, seq_len)

@@ -99,9 +99,9 @@ class Denoiser(Spec, axis="denoiser", default="spans"):
     rate: Rate
     weight: PositiveFloat = 1.0
 
-    def count_spans(self, length: int) -> int:
-        """Count the spans replaced in `length` tokens."""
-        return 1
+    def find_mean(self, length: int) -> float:
+        """Find the mean length, in tokens, of the spans replaced in `length` tokens."""
+        return length
 
     def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """Draw a mask [length] of the tokens that are noise."""
@@ -113,8 +113,8 @@ class Spans(Denoiser, kind="spans"):
 
     mean_span: PositiveFloat = 3.0
 
-    def count_spans(self, length: int) -> int:
-        return _count_spans(length, self.rate, self.mean_span)
+    def find_mean(self, length: int) -> float:
+        return self.mean_span
 
     def draw(self, length: int, rng: np.random.Generator) -> np.ndarray:
         from zoo.data.corrupt import draw_spans
@@ -152,20 +152,14 @@ class UL2(Rewriting, kind="ul2"):
         return self._count_sentinels(seq_len) + (len(MODES) if self.modes else 0)
 
     def _count_sentinels(self, seq_len: int) -> int:
-        return max(each.count_spans(seq_len) for each in self.denoisers)
+        return max(_count_spans(seq_len, each.rate, each.find_mean(seq_len)) for each in self.denoisers)
 
     def extend(self, tokenizer: Tokenizer, seq_len: int) -> None:
         tokenizer.add_special([*_sentinels(self._count_sentinels(seq_len)), *(MODES.values() if self.modes else ())])
 
     def list_sizes(self, length: int) -> list[tuple[int, int]]:
-        from zoo.data.corrupt import count_noise
-
-        sizes = []
-        for each in self.denoisers:
-            spans = each.count_spans(length)
-            noise = count_noise(length, each.rate, length)[0]
-            sizes.append((length - noise + spans + 1 + int(self.modes), noise + spans + 1))
-        return sizes
+        sizes = (_measure_spans(length, each.rate, each.find_mean(length)) for each in self.denoisers)
+        return [(given + int(self.modes), targets) for given, targets in sizes]
 
     def corrupter(self, context: Context) -> Corrupt:
         names = _sentinels(self._count_sentinels(context.seq_len))
