@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from support.packaged_specs import load
-from support.published_step_times import RUNS, SOURCES, Run, cluster_of, predict
+from support.published_step_times import FUSED, RUNS, SOURCES, Run, cluster_of, predict
 from zoo.costs import cluster as links
 from zoo.costs import flops, step_time
 
@@ -157,7 +157,7 @@ def constants() -> list[tuple[str, str, str]]:
         ),
         (
             "the same of Megatron-Core's runs",
-            f"{step_time.FUSED:.0%}",
+            f"{FUSED:.0%}",
             "pytorch/benchmark #2391: FlashAttention-3, 8,192 tokens",
         ),
         ("memory bandwidth", f"{step_time.MEMORY_SHARE:.0%}", calculon),

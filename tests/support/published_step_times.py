@@ -10,7 +10,7 @@ from zoo.analysis.solve.mesh_prices import MeshPrices
 from zoo.costs.cluster import Cluster
 from zoo.costs.hardware import SheetFigure, hardware
 from zoo.costs.setup import Setup
-from zoo.costs.step_time import FUSED, StepPlan
+from zoo.costs.step_time import StepPlan
 
 SOURCES = {
     "titan-h100": (
@@ -35,6 +35,10 @@ SOURCES = {
     ),
 }
 """Title and address of each source."""
+
+FUSED = 0.62
+"""The share of the peak that FlashAttention-3 reaches with 8,192 tokens and heads of 128 (pytorch/benchmark, #2391: 614
+of 989 TFLOP/s)."""
 
 
 class Run(NamedTuple):

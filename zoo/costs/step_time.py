@@ -38,9 +38,9 @@ REACHED = 0.75
 """Rate of the products of a whole training step ÷ that of the fastest product. The only CALIBRATED constant here: among
 multiples of 0.05, the one with the smallest median error on the published dense runs of docs/scale.md."""
 
-FLASH2, FUSED = 0.35, 0.62
+FLASH2 = 0.35
 """The share of the peak that attention reaches: FlashAttention-2 on an H100 (Shah et al., 2024, FlashAttention-3,
-abstract), and FlashAttention-3 with 8,192 tokens and heads of 128 (pytorch/benchmark, #2391: 614 of 989 TFLOP/s)."""
+abstract)."""
 
 FLASH2_A100 = 0.6
 """FlashAttention-2 on an A100: 50 to 73 % of the peak (Dao, 2023, FlashAttention-2, §1)."""
