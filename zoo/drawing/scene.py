@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from zoo.drawing.lettering import ASCENT, DESCENT, measure_text
 
@@ -78,17 +78,12 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Stroke:
-    """A line through `points`, with corners rounded by `radius`. With `arrow` it ends in an arrow head."""
+class Outline:
+    """A shape through `points`."""
 
     points: tuple[tuple[float, float], ...]
-    color: str = "wire"
-    thickness: float = 1.3
-    radius: float = 6
-    arrow: bool = False
-    dashed: bool = False
 
-    def shift(self, dx: float, dy: float) -> Stroke:
+    def shift(self, dx: float, dy: float) -> Self:
         return replace(self, points=tuple((x + dx, y + dy) for x, y in self.points))
 
     @property
@@ -98,20 +93,22 @@ class Stroke:
 
 
 @dataclass(frozen=True)
-class Polygon:
+class Stroke(Outline):
+    """A line through `points`, with corners of `radius`; with `arrow` it ends in an arrow head."""
+
+    color: str = "wire"
+    thickness: float = 1.3
+    radius: float = 6
+    arrow: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Polygon(Outline):
     """A closed area through `points`."""
 
-    points: tuple[tuple[float, float], ...]
     fill: str
     line: str = ""
-
-    def shift(self, dx: float, dy: float) -> Polygon:
-        return replace(self, points=tuple((x + dx, y + dy) for x, y in self.points))
-
-    @property
-    def extent(self) -> Extent:
-        xs, ys = zip(*self.points, strict=True)
-        return Extent(min(xs), min(ys), max(xs), max(ys))
 
 
 Shape = Box | Label | Stroke | Polygon
