@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.optim import Optimizer
 
 from zoo.distributed.sharded_tensors import own_part
 from zoo.errors import ConfigError
-from zoo.training.optim.update_rules import Closure, evaluate
+from zoo.training.optim.update_rules import Closure, evaluate, step_lent
 
 
 class DecayedOptimizer(Optimizer):
@@ -36,12 +35,8 @@ class DecayedOptimizer(Optimizer):
         skipped = getattr(self, "found_inf", None)
         mine = [group for group in self.param_groups if self.concerns(group)]
         before = {each: each.detach().clone() for group in mine for each in group["params"] if each.grad is not None}
-        self._rule.param_groups = [
-            {**group, "weight_decay": 0.0} if self.concerns(group) else group for group in self.param_groups
-        ]
-        self._rule.state, self._rule.found_inf = self.state, skipped  # type: ignore[attr-defined]
-        self._rule.step()
-        self._rule.param_groups, self._rule.state = [], defaultdict(dict)
+        groups = [{**group, "weight_decay": 0.0} if self.concerns(group) else group for group in self.param_groups]
+        step_lent(self._rule, groups, self.state, skipped)
         for group in mine:
             for weight in (each for each in group["params"] if each in before):
                 old = before[weight]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
 
-from zoo.training.optim.update_rules import Closure, Groups, Skippable, evaluate
+from zoo.training.optim.update_rules import Closure, Groups, Skippable, evaluate, step_lent
 
 
 class MatrixOptimizer(Skippable):
@@ -37,10 +36,7 @@ class MatrixOptimizer(Skippable):
                 self.step_matrices(group)
         others = [group for group in self.param_groups if not group["hidden"]]
         if self._adamw is not None and others:
-            self._adamw.param_groups, self._adamw.state = others, self.state
-            self._adamw.found_inf = getattr(self, "found_inf", None)  # type: ignore[attr-defined]
-            self._adamw.step()
-            self._adamw.param_groups, self._adamw.state = [], defaultdict(dict)
+            step_lent(self._adamw, others, self.state, getattr(self, "found_inf", None))
         return loss
 
     def step_matrices(self, group: dict[str, Any]) -> None:

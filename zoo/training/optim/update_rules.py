@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,6 +30,13 @@ def list_due(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor, Ten
         for parameter in group["params"]:
             if parameter.grad is not None:
                 yield group, parameter, parameter.grad, optimizer.state[parameter]
+
+
+def step_lent(rule: Any, groups: list[dict[str, Any]], state: Any, skipped: Tensor | None) -> None:
+    """Step a rule with the groups and states of another optimizer, which the rule has only during its step."""
+    rule.param_groups, rule.state, rule.found_inf = groups, state, skipped
+    rule.step()
+    rule.param_groups, rule.state = [], defaultdict(dict)
 
 
 class Skippable(Optimizer):
