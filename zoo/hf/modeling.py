@@ -27,9 +27,9 @@ from zoo.hf.generation_cache import ZooCache, can_crop
 from zoo.hf.offloaded import load_by_component, make_wrappable
 from zoo.lazy import Tensor
 from zoo.model.init import initialise
-from zoo.run.layer import Borrowed, Layer, LinearModule, Model
+from zoo.run.layer import Layer, LinearModule, Model, lend_weights
 from zoo.run.recompute import set_recompute
-from zoo.spec import Linear, owner_of, tensors
+from zoo.spec import Linear, tensors
 
 if TYPE_CHECKING:
     from zoo.model.tower import Topology, Tower
@@ -184,7 +184,7 @@ class ZooPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         first = self.towers()[0][0]
         self.set_submodule(f"{first}.embedding.tokens" if first else "embedding.tokens", value)
-        self._borrow()
+        lend_weights(self)
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the output matrix of a head that predicts tokens; None if the head also has an offset or spare rows,
@@ -195,14 +195,6 @@ class ZooPreTrainedModel(PreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self._tower.head.out = new_embeddings
-
-    def _borrow(self) -> None:
-        """Point each module that shares another's weight to the module that has it now, after one was replaced."""
-        modules = dict(self.named_modules())
-        ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}
-        for name, module in modules.items():
-            if isinstance(module, Borrowed):
-                module.borrow(modules[owner_of(name, ties)])
 
     @torch.no_grad()
     def resize_token_embeddings(  # type: ignore[override]

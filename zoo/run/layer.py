@@ -238,6 +238,15 @@ def list_common(layer: nn.Module) -> list[nn.Module]:
     return [layer.get_submodule(name) for name in layer._modules if getattr(parts[name], "common", False)]
 
 
+def lend_weights(model: nn.Module) -> None:
+    """Point each module that reads another's weight to the module that has this weight now."""
+    modules = dict(model.named_modules())
+    ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}
+    for name, module in modules.items():
+        if isinstance(module, Borrowed):
+            module.borrow(modules[S.owner_of(name, ties)])
+
+
 class Model(Layer):
     """A whole model: the outermost Layer. It resolves ties and finds the kernels available on its device."""
 
@@ -246,11 +255,7 @@ class Model(Layer):
 
     def __init__(self, spec: "Topology") -> None:
         super().__init__(spec, spec.d_model)
-        modules = dict(self.named_modules())
-        ties = {name: module.source if isinstance(module, Borrowed) else None for name, module in modules.items()}
-        for name, module in modules.items():
-            if isinstance(module, Borrowed):
-                module.borrow(modules[S.owner_of(name, ties)])
+        lend_weights(self)
         self._find_kernels()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
