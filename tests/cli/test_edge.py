@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import sys
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,8 @@ import pytest
 from support.command_lines import ROOT, zoo_process
 from zoo.cli import run
 from zoo.cli.failing import choose_exit_code
-from zoo.cli.output import SafeStream
+from zoo.cli.output import SafeStream, print_own_warnings
+from zoo.compose import load
 from zoo.costs.repeats import find_repeats
 from zoo.report.svg import Curve, draw_panel
 
@@ -216,6 +218,19 @@ def test_a_stream_escapes_and_lets_pass_what_is_ours() -> None:
         stream.write(text)
     assert below.getvalue() == "plain\ttext\n\r 50 %|bara\\rb\\x1b[2J\\x9b\033[1mbold\033[0m\n"
     assert stream.unescaped is below and stream.isatty() is False
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_warning_of_zoos_is_a_note_and_anothers_stays_as_it_is(monkeypatch, capsys) -> None:
+    others: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *more, **named: others.append(str(message)))
+    print_own_warnings()
+    exec(compile("load('llama-tiny', ['attention=gated_delta'])", f"{ROOT}/zoo/run/builder.py", "exec"), {"load": load})
+    warnings.warn("of a test", stacklevel=1)
+    assert capsys.readouterr().err == (
+        "zoo: note: attention=gated_delta: reads no positions, so position (rope) is left out\n"
+    )
+    assert others == ["of a test"]
 
 
 def test_rich_tables_show_a_strangers_text_as_it_is(monkeypatch) -> None:

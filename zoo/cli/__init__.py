@@ -25,9 +25,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     if is_brief:
         gc.disable()  # saves 20 of 350 ms, and of a drawing 80 of 750
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # a search of all installed packages, 25 of 600 ms
-    from zoo.cli.output import settle_output
+    from zoo.cli.output import print_own_warnings, settle_output
 
     settle_output()
+    print_own_warnings()
     code = run(args)
     if is_brief:
         gc.freeze()  # Python's last collection, which nothing disables, then finds nothing: saves 180 of 790 ms

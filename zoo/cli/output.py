@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 from zoo.untrusted.printable import escape_controls
@@ -56,6 +58,20 @@ def settle_output() -> None:
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, SafeStream(stream))
+
+
+def print_own_warnings() -> None:
+    """Print the warnings that Zoo itself gives as notes, one line each; those of other packages stay as they are."""
+    plain, own = warnings.showwarning, str(Path(__file__).parents[1])
+
+    def show(message: Any, category: Any, filename: str, *more: Any, **named: Any) -> None:
+        if category is not UserWarning or not filename.startswith(own):
+            return plain(message, category, filename, *more, **named)
+        from zoo.cli.common import print_note
+
+        print_note(str(message))
+
+    warnings.showwarning = show
 
 
 def print_generated(text: str, end: str = "\n") -> None:
