@@ -342,7 +342,8 @@ def test_what_to_change_first_is_said_with_what_it_saves() -> None:
             fields = {name.replace("-", "_"): value[0] if value else True}
             assert zoo.stats("llama3-8b", **fields)["memory"]["train_peak"] == each["train_peak"]
     out = format_cost_table(zoo.stats("llama3-8b"), "llama3-8b")
-    assert re.search(r"with --chunked-loss +saves 1.11 GB", out)
+    assert re.search(r"with --chunked-loss +saves 1.11 GB.*\n +as zoo train computes the loss\n", out)
+    assert "equal savings: the peak is then in the optimizer's step" in out
 
 
 @pytest.mark.parametrize("setting", [{}, {"context": 64}, {"dp": 8, "zero": 3}, {"pp": 2, "recompute": "full"}])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 COLUMNS = 80
 RECORDED = {
-    "zoo stats llama3-8b": 8,
+    "zoo stats llama3-8b": 9,
     "zoo stats -m llama3-8b attention=gqa,mqa,mla position=rope": 6,
     "zoo solve batch llama3-8b --gpu h100 --context 8192": 7,
     "zoo stats llama3-8b attention.n_kv_head=4": 1,

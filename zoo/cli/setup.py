@@ -28,12 +28,12 @@ HELP = {
     "optimizer": "The optimizer, by its name in conf/optim. It decides the size of its states, and the cost of a step.",
     "decay": "Weight decay: uniform, cautious or hyperball. The last two copy weights in each step.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
-    "precision": "Training precision: a value of `zoo train precision=`, or mixed (16-bit weights, "
-    "master copy in fp32). It decides the copies of each parameter.",
+    "precision": "Training precision: a value of `zoo train precision=` (its default on a GPU is bf16), or mixed "
+    "(16-bit weights, master copy in fp32), which it lacks. It decides the copies of each parameter.",
     "recompute": "Activation checkpointing: which activations are recomputed; every_2: every second layer's.",
     "accumulate": "Gradient accumulation: number of passes of `batch` sequences per update.",
     "offload": "State offloaded to host memory between updates: none, or states (the optimizer's).",
-    "chunked_loss": "Compute the loss in chunks, so that never all logits exist at once.",
+    "chunked_loss": "Compute the loss in chunks, as `zoo train` does, so that never all logits exist at once.",
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
     "pp": "Pipeline stages.",

@@ -38,7 +38,7 @@ def memory(spec: Priced, setup: Setup) -> dict[str, Any]:
     if passes is not None:
         again = read_every(setup.recompute)  # with every_n, "shared" depends on the recomputed layers
         serves = passes if again is None else None
-        figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0]["train_peak"])
+        figures |= advice(setup, figures, lambda changed: _training(spec, changed, passes=serves)[0])
     if generates(spec):
         figures |= _generating(spec, setup)
     return figures

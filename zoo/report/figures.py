@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zoo.costs.advice import CHUNKED, list_addends
 from zoo.report.glance import PARTS, format_first_figures, format_sequences
 from zoo.report.roofline_text import list_speed_rows
 from zoo.report.wrapping import TextRow, align_columns, make_bold, wrap_text
@@ -49,7 +50,7 @@ LABELS = {
     "memory.peak_at": "  reached in",
     "memory.bottleneck": "  its largest part",
     "memory.loss_head": "logits and their gradients",
-    "memory.rest": "other tensors at the peak",
+    "memory.rest": PARTS["rest"],
     "memory.train_peak": "peak",
     "memory.kv_cache": "KV cache",
     "memory.generate_activations": "activations, reading the prompt",
@@ -233,16 +234,13 @@ def list_cost_rows(priced: Mapping[str, Any]) -> list[tuple[str, list[TextRow]]]
 HELD = ("kv_cache", "generate_activations", "generate_peak")
 """The memory figures of generating: the parts except weights, then the peak."""
 GENERATING = (*HELD, "generate_note")
-MOMENTS = {"loss": ("activations", "loss_head"), "step": ("gradients", "step")}
-"""Maps the moment of a training peak (`peak_at`) to the memory figures that add to weights and optimizer states. At
-other moments only parts of figures add, which are shown as one rest."""
 
 
 def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[TextRow]]]:
     """Split the memory section into a section on training and one on generating. In each section, + marks the rows that
     add up to the peak, and = the peak."""
     memory, heading = priced["memory"], format_heading("memory", priced)
-    addends, training = _list_addends(memory), {}
+    addends, training = list_addends(memory), {}
     for name, value in memory.items():
         if name == "train_peak":
             training["rest"] = value - sum(memory[each] for each in addends)
@@ -257,14 +255,6 @@ def _memory_sections(priced: Mapping[str, Any]) -> Iterator[tuple[str, list[Text
         note = _wrapped(f"note: {memory['generate_note']}") if "generate_note" in memory else []
         marked = _mark_sum(rows, ["weights", *HELD[:2]], HELD[-1])
         yield heading.replace("Memory", "Memory to generate", 1), marked + note
-
-
-def _list_addends(memory: Mapping[str, Any]) -> list[str]:
-    """List the memory figures that count in full at the training peak: weights, optimizer states, and those of
-    MOMENTS."""
-    names = ["weights", "optimizer", *MOMENTS.get(memory.get("peak_at", ""), ())]
-    several_stages = sum(memory[name] for name in names) > memory.get("train_peak", 0)  # the fullest for each figure
-    return names[:2] if several_stages else names
 
 
 def _label(name: str) -> str:
@@ -287,16 +277,27 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
         if not is_hidden(figure) and not is_repeated(figure, priced):
             rows += _figure_rows(figure, priced)
         if figure.path == "memory.bottleneck":
-            rows += [_changed(each) for each in priced[section]["change_first"]]
+            rows += _list_changes(priced[section]["change_first"])
     if section == "kv_cache":
         cache = priced[section]
         rows.insert(1, (format_sequences(cache), f"{cache['bytes']:,} B", format_figure(cache["bytes"], "B")))
     return rows
 
 
-def _changed(found: Mapping[str, Any]) -> TextRow:
-    saved = format_figure(found["saves"], "B", short=True)
-    return (f"    with {found['change']}", f"saves {saved}", format_figure(found["train_peak"], "B"))
+def _list_changes(found: Sequence[Mapping[str, Any]]) -> list[TextRow]:
+    """List rows for the options that lower a training peak; say which one `zoo train` has, and why some save the
+    same."""
+    rows: list[TextRow] = []
+    for each in found:
+        saved = format_figure(each["saves"], "B", short=True)
+        rows.append((f"    with {each['change']}", f"saves {saved}", format_figure(each["train_peak"], "B")))
+        if each["change"] == CHUNKED:
+            rows.append(("      as zoo train computes the loss", "", ""))
+    same = [each for each in found if sum(other["saves"] == each["saves"] for other in found) > 1]
+    if same:
+        where = WORDS["memory.peak_at"][same[0]["peak_at"]]
+        rows.append((f"    equal savings: the peak is then in {where}", "", ""))
+    return rows
 
 
 def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
@@ -314,6 +315,8 @@ def is_repeated(figure: Figure, priced: Mapping[str, Any]) -> bool:
 
 def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
     label = "  " * figure.depth + figure.label
+    if figure.path == "memory.activations_by_layer" and "(part " in str(priced["memory"]["activations_by_layer"]):
+        label += " (part: layers of a kind that cost alike)"
     value, unit = figure.value, figure.unit
     if figure.path in WORDS:
         return _wrapped(f"{label}: {WORDS[figure.path].get(value, value)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.costs.advice import CHUNKED
 from zoo.costs.flops import MEASURED
 from zoo.report.wrapping import wrap_text
 from zoo.units import format_count, format_si
@@ -22,6 +23,7 @@ PARTS = {
     "activations": "activations",
     "loss_head": "logits and their gradients",
     "step": "temporaries of the optimizer's step",
+    "rest": "gradients, temporaries, the rest",
 }
 """Maps the parts of memory to their names in sentences."""
 
@@ -98,7 +100,9 @@ def format_sequences(cache: Mapping[str, Any]) -> str:
 def _training(memory: Mapping[str, Any]) -> str:
     if "train_peak" not in memory:
         return f"not known: {memory['activations_unknown']}"
-    return _peak(memory, "train_peak", memory["bottleneck"], memory[memory["bottleneck"]])
+    told = _peak(memory, "train_peak", memory["bottleneck"], memory[memory["bottleneck"]])
+    chunked = (each["train_peak"] for each in memory["change_first"] if each["change"] == CHUNKED)
+    return "; ".join([told, *(f"{format_si(peak, 'B')} with the loss in chunks, as in zoo train" for peak in chunked)])
 
 
 def _generating(memory: Mapping[str, Any]) -> str:

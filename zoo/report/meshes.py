@@ -30,8 +30,9 @@ def format_meshes(answer: Mapping[str, Any], title: str) -> str:
     head = (
         f"{title}: training on {answer['count']:,} × {answer['gpu']}, {answer['sequences']:,} sequences of "
         f"{answer['context']:,} tokens a step. {answer['candidates']:,} ways were priced, {answer['fitting']:,} fit in "
-        f"{format_si(answer['room']['bytes'], 'B')}. Of a GPU: batch (sequences × microbatches), GB, tok/s, and "
-        "per cent of a step that go to compute, exposed communication and the pipeline's bubble."
+        f"{format_si(answer['room']['bytes'], 'B')}; a row is the fastest of its mesh. Of a GPU: batch (sequences × "
+        "microbatches), GB, tok/s, and per cent of a step that go to compute, exposed communication and the pipeline's "
+        "bubble."
     )
     lines = [
         f"The first takes {first['seconds']:.3g} s a step. In zoo train:",

@@ -28,8 +28,12 @@ def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
     for name, held in found.get("fits", {}).items():
         taken = f"{format_si(held['bytes'], 'B')} of {format_si(held['usable_bytes'], 'B')}"
         rows.append((PEAKS[name], "fits" if held["fits"] else "does not fit", taken))
-    notes = [f"All times are the least possible, all rates an {found['bound']}."] + [
-        f"not checked: {each}" for each in found.get("unchecked", ())
+    bounded = "decoding and prefill" if "decode" in found else "prefill"
+    notes = [
+        f"Times of {bounded} are the least possible, their rates an {found['bound']}.",
+        f"The training row assumes {100 * found['train']['mfu']:.3g} % MFU (--mfu) and is no bound; `zoo solve mesh` "
+        "predicts the speed.",
+        *(f"not checked: {each}" for each in found.get("unchecked", ())),
     ]
     notes += [f"left out: {each}" for each in _listed(found.get("left_out"))]
     return rows + [(line, "", "") for note in notes for line in wrap_text(note, 0, 4, width).splitlines()]

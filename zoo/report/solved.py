@@ -24,18 +24,18 @@ def format_most(answer: Mapping[str, Any], name: str, title: str) -> str:
     room, now, more = answer["room"], answer["needed"], answer.get("one_more")
     other = f"{answer['context']:,} tokens" if name == "batch" else f"a batch of {answer['batch']:,}"
     doing = "training" if answer["mode"] == "train" else "generating"
-    parts = [part for part in now if part != "total"]
+    parts = [part for part in now if part != "total" and now[part]]
     adds = [format_size(more[part] - now[part]) if more else "" for part in ("total", *parts)]
     rows = [
         (f"{title}: {doing}, {other}, on {room['gpu'] or format_size(room['memory'])}", "", ""),
         ("", "", ""),
         (f"  largest {name}", f"{answer[name]:,}", "one more adds" if more else ""),
-        (
-            "  memory, at the peak" + (" on each GPU" if answer["gpus"] > 1 else ""),
-            format_size(now["total"]),
-            adds[0],
+        ("  memory" + (" of each GPU" if answer["gpus"] > 1 else ""), "", ""),
+        *(
+            (f"  {'+ ' if part in answer['at_peak'] else '  '}{PARTS[part]}", format_size(now[part]), grown)
+            for part, grown in zip(parts, adds[1:], strict=True)
         ),
-        *((f"    {PARTS[part]}", format_size(now[part]), grown) for part, grown in zip(parts, adds[1:], strict=True)),
+        ("  = peak", format_size(now["total"]), adds[0]),
         *([("  with one more", format_size(more["total"]), "")] if more else []),
         (
             f"  usable ({room['usable']:g} × {format_si(room['memory'], 'B')} − {format_si(room['runtime'], 'B')})",
@@ -67,7 +67,7 @@ def _phases(found: Mapping[str, int], name: str) -> list[str]:
 def format_shortage(answer: Mapping[str, Any]) -> str:
     """Describe how much memory is missing, which part takes most, and what to try."""
     needed, room = answer["needed"], answer["room"]
-    most = max((part for part in needed if part != "total"), key=lambda part: needed[part])
+    most = max((part for part in needed if part not in ("rest", "total")), key=lambda part: needed[part])
     return (
         f"{format_size(answer['short'])} short: it takes {format_size(needed['total'])}, most of it {PARTS[most]}, "
         f"and {format_size(room['bytes'])} is usable of {room['gpu'] or 'the memory given'} (`zoo solve gpu` shows "

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from zoo.analysis.solve.bisection import find_reach
-from zoo.costs.advice import PARTS
+from zoo.costs.advice import CHUNKED, PARTS, list_addends
 from zoo.costs.generating import generating
 from zoo.costs.hardware import RUNTIME, USABLE
 from zoo.costs.price import price
@@ -53,6 +53,7 @@ class Room:
 
 def price_memory(spec: Priced, setup: Setup, *, train: bool = False, prefill: bool = True) -> dict[str, int]:
     """Price one GPU's memory at the peak of generation, or with `train` of a training step: bytes by part, and `total`.
+    At the peak of training some parts do not exist, or only in part: those of `list_addends` and the `rest` add up.
 
     Without `prefill` the prompt is taken to be read in small chunks, so that generation needs only weights and cache.
     Raises ConfigError for a model that cannot generate (unless `train`), for dimensions that the ranks do not divide,
@@ -60,13 +61,17 @@ def price_memory(spec: Priced, setup: Setup, *, train: bool = False, prefill: bo
     """
     if not train:
         return _generating(spec, setup, prefill)
-    memory = price(spec, dataclasses.replace(setup, gpu=None))[
-        "memory"
-    ]  # with a GPU, `price` would also compute a roofline
+    memory = _training(spec, setup)
+    parts = {name: memory[name] for name in PARTS if name in memory}
+    rest = memory["train_peak"] - sum(memory[name] for name in list_addends(memory))
+    return {**parts, "rest": rest, "total": memory["train_peak"]}
+
+
+def _training(spec: Priced, setup: Setup) -> dict[str, Any]:
+    memory = price(spec, dataclasses.replace(setup, gpu=None))["memory"]  # with a GPU, a roofline would be computed too
     if "train_peak" not in memory:
         raise ConfigError(f"train: its peak is not known, {memory['activations_unknown']} (without --train would do)")
-    parts = {name: memory[name] for name in PARTS if name in memory}
-    return {**parts, "total": memory["train_peak"]}
+    return memory
 
 
 def _generating(spec: Priced, setup: Setup, prefill: bool) -> dict[str, int]:
@@ -81,7 +86,8 @@ def find_largest_batch(
 ) -> dict[str, Any]:
     """Find the largest batch at the set-up's context that fits. Give the memory that it takes (`needed`), and the
     memory of a batch with one more sequence (`one_more`). If nothing fits, `batch` is 0 and `short` is the bytes
-    missing for a batch of 1. Raises ConfigError as `price_memory` does."""
+    missing for a batch of 1. `at_peak` names the parts of `needed` that add up to its total. Raises ConfigError as
+    `price_memory` does."""
     answer = _solve("batch", spec, setup, room, most, train, prefill)
     return {"batch": answer.pop("found"), "context": setup.tokens(spec), **answer}
 
@@ -107,11 +113,11 @@ def find_largest_context(
 
 def _solve(name: str, spec: Priced, setup: Setup, room: Room, most: int, train: bool, prefill: bool) -> dict[str, Any]:
     @functools.cache
-    def need(value: int, prefill: bool) -> dict[str, int]:
+    def need(value: int, prefill: bool, setup: Setup = setup) -> dict[str, int]:
         return price_memory(spec, dataclasses.replace(setup, **{name: value}), train=train, prefill=prefill)
 
-    def reach(prefill: bool) -> int:
-        return find_reach(lambda value: need(value, prefill)["total"] / room.bytes, most)
+    def reach(prefill: bool, setup: Setup = setup) -> int:
+        return find_reach(lambda value: need(value, prefill, setup)["total"] / room.bytes, most)
 
     found = reach(prefill)
     now = need(max(found, 1), prefill)
@@ -122,10 +128,17 @@ def _solve(name: str, spec: Priced, setup: Setup, room: Room, most: int, train: 
     elif found < most:  # at `most`, there may be no further positions
         answer["one_more"] = need(found + 1, prefill)
     before = {} if found < 2 else need(found - 1, prefill)
-    grows = {part: now[part] - before.get(part, 0) for part in now if part != "total"}
+    grows = {part: now[part] - before.get(part, 0) for part in now if part not in ("rest", "total")}
     answer["binds"] = max(grows, key=lambda part: grows[part])
-    if not train:
+    answer["notes"] = [f"searched no further than {most:,}"] if found == most else []
+    if train:
+        at = _training(spec, dataclasses.replace(setup, **{name: max(found, 1)}))
+        answer["at_peak"] = [*list_addends(at), "rest"]
+        chunked = reach(prefill, dataclasses.replace(setup, chunked_loss=True))
+        if chunked > found:
+            answer["notes"].append(f"zoo train computes the loss in chunks: {name} {chunked:,} fits ({CHUNKED})")
+    else:
+        answer["at_peak"] = [*grows]
         # all prompts read at once; and decoding, where only weights and cache count
         answer["phases"] = {"prefill": found, "decode": reach(False)} if prefill else {"decode": found}
-    answer["notes"] = [f"searched no further than {most:,}"] if found == most else []
     return {**answer, "room": room.as_dict()}
