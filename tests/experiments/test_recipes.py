@@ -383,8 +383,12 @@ def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys, monkeypatch)
     assert run(["experiment", "short-convolution", "--plan", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["arms"]
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert run(["experiment", "short-convolution", "--plan"]) == 0
-    assert "about 2.00 min on 2 CPUs" in capsys.readouterr().out, "four arms of a minute"
+    for load, crowded in ((5.0, True), (1.9, False)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert run(["experiment", "short-convolution", "--plan"]) == 0
+        said = capsys.readouterr().out
+        assert "about 2.00 min on 2 CPUs" in said, "four arms of a minute"
+        assert ("the machine's load is 2.5 times its CPUs" in said) is crowded
     assert run(["experiment", "short-convolution", "--plan", "--no-measure"]) == 0
     said = capsys.readouterr().out
     assert "seconds are unknown, as no step was timed" in said and "3 seeds detect" in said
@@ -401,6 +405,7 @@ def test_a_plan_of_a_ladder_has_the_sizes_of_each_arm(capsys):
     assert run(["experiment", "ladder", "--no-measure"]) == 0
     said = capsys.readouterr().out
     assert said.count("16 runs, 4 seeds a size") == 2 and "61.7K" in said
+    assert "all 2 arms: 32 runs" in said and said.count("Rule: ") == 1 and "times its CPUs" not in said
 
 
 def test_a_registration_among_older_runs_says_so(tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import report
 from zoo.cli.common import read_arms, say
 from zoo.cli.options import argument, flag, option
-from zoo.cli.outlook import print_plan
+from zoo.cli.outlook import note_crowding, print_plan
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError
 from zoo.units import format_seconds
@@ -179,7 +179,7 @@ def _plan_probe(experiment: Experiment, measure: bool, as_json: bool) -> None:
     if measure:
         cpus, seconds = os.cpu_count() or 1, sum(each["seconds"] for each in planned.values())
         said = f"about {format_seconds(seconds / cpus)} on {cpus} CPUs"
-        print(f"{said}, a training on each: from three timed updates an arm")
+        print(f"{said}, a training on each: from three timed updates an arm", *note_crowding(), sep="\n")
     else:
         print("seconds are unknown, as no step was timed (without --no-measure they are predicted)")
     if powers:

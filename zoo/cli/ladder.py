@@ -13,6 +13,7 @@ from zoo import report
 from zoo.cli.common import Overrides, read_arms, say
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option
+from zoo.cli.outlook import note_crowding
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
 from zoo.errors import ConfigError, Terminated
@@ -92,8 +93,8 @@ def _split_model(model: str, words: list[str]) -> tuple[str, list[str]]:
 
 
 def print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
-    """Print the plan of each arm's ladder: sizes, lengths, FLOPs and time."""
-    from zoo.ladder.ladder_tables import format_plan, make_plan_table
+    """Print the plan of each arm's ladder: sizes, lengths, FLOPs and time; then their sums and the scaling rule."""
+    from zoo.ladder.ladder_tables import RULE, format_plan, format_total, make_plan_table
 
     if as_json:
         plans = {name: each.to_dict() for name, each in ladders.items()}
@@ -101,6 +102,10 @@ def print_plans(ladders: dict[str, Ladder], as_json: bool) -> None:
     for name, each in ladders.items():
         report.print_tables(*([f"{name}:"] if name else []), make_plan_table(each.to_dict()))
         print(format_plan(each))
+    if len(ladders) > 1:
+        print(f"\n{format_total([*ladders.values()])}")
+    timed = any(rung.seconds is not None for each in ladders.values() for rung in each.rungs)
+    print(*(note_crowding() if timed else []), RULE, sep="\n")
 
 
 def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:

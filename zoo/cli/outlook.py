@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoo import report
+from zoo.run.environment import measure_crowding
 from zoo.units import format_count, format_seconds, format_si
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ def print_plan(outlook: Outlook) -> None:
     report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
     for line in _plan_lines(outlook):
         print(line)
+
+
+def note_crowding() -> list[str]:
+    """Write a line if the machine is crowded, so that the steps of a plan are timed too slow."""
+    if (crowding := measure_crowding()) <= 1:
+        return []
+    return [
+        f"the machine's load is {crowding:.1f} times its CPUs: other programs slow it, and these times are too long"
+    ]
 
 
 def print_match(match: Match) -> None:
@@ -90,6 +100,7 @@ def _plan_lines(outlook: Outlook) -> list[str]:
         left = len(outlook.left)
         takes = f"{format_seconds(outlook.seconds)} one after another: start, steps and evaluations"
         lines.append(f"{left} runs take {takes} (checkpoints, samples and pictures are left out)")
+        lines += note_crowding()
     if outlook.search_runs is not None:
         lines.append(describe_search(outlook, *outlook.search_runs))
     return [*lines, *_power_lines(outlook)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zoo import report
 from zoo.cli.common import Overrides, Target, say
 from zoo.cli.options import flag, option
+from zoo.cli.outlook import note_crowding
 from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
 from zoo.errors import ConfigError, refuse
 from zoo.report.price_plot import check_picture
@@ -112,9 +113,10 @@ def plan_battery(
     cells = [[*map(str, row[:3]), format_seconds(row[3])] for row in rows]
     report.print_tables(report.make_table("", (*PLANNED[:3], "time"), cells, right=(2, 3)))
     takes = format_seconds(sum(row[3] for row in rows) / jobs)
-    print(
+    said = (
         f"about {takes} from the beginning, {jobs} at a time: from three timed updates each; controls are not counted"
     )
+    print(said, *note_crowding(), sep="\n")
     print(f"trained: {' or '.join(dict.fromkeys(shapes))}")
 
 

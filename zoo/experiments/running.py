@@ -167,5 +167,5 @@ def describe_runs(records: Sequence[RunRecord]) -> str:
     if not found:
         return "unknown"
     first, loads = found[0], [each["load"] for each in found if "load" in each]
-    load = f"; load {min(loads):g} to {max(loads):g}" if loads else ""
+    load = f"; load {' to '.join(dict.fromkeys(f'{each(loads):g}' for each in (min, max)))}" if loads else ""
     return f"{first.get('processor')}; {first.get('threads')}; torch {first.get('torch')}{load}"

@@ -34,26 +34,52 @@ def make_plan_table(ladder: Mapping[str, Any]) -> TextTable:
 
 
 def format_plan(ladder: Ladder) -> str:
-    """Format the plan's notes: the total cost, and the scaling rule."""
+    """Format the plan's notes: the total cost, and that of searching the learning rate."""
     rungs = ladder.rungs
     multiples = ", ".join(f"{tokens / ladder.largest:.3g}" for tokens in rungs[-1].tokens)
     seeds = sum(each.params == ladder.largest for each in rungs)
     total = [f"{len(rungs)} runs", *([f"{seeds} seeds a size"] if seeds > 1 else [])]
     total += [f"{sum(len(each.tokens) for each in rungs)} points", f"{multiples} tokens a parameter"]
-    total.append(f"{format_si(sum(each.flops for each in rungs))}FLOPs")
+    total.append(_format_cost(_list_runs(ladder)))
     lines = []
-    if all(each.seconds is not None for each in rungs):
-        total.append(format_seconds(sum((each.seconds or 0) + each.evaluating for each in rungs)))
-        if not all(each.timed for each in rungs):
-            lines.append("~ too long to be timed: at the rate of the size before, or of matrix products alone")
+    if not all(each.timed or each.seconds is None for each in rungs):
+        lines.append("~ too long to be timed: at the rate of the size before, or of matrix products alone")
     if searched := ladder.list_searched():
         sizes = " and ".join(_shorten(each.params) for each in searched)
-        flops = sum(each.flops * each.lengths.ends[0] / each.lengths.updates for each in searched)
         lines.append(
             f"Before them lr is searched at {sizes}, up to their first points, in {FEWEST} to {MOST} runs each:"
         )
-        lines.append(f"{format_si(FEWEST * flops)}FLOPs or more. lr of other sizes: log lr is linear in log N.")
-    return "\n".join([", ".join(total), *lines, RULE])
+        lines.append(f"{_format_cost(_list_search(ladder))} or more. lr of other sizes: log lr is linear in log N.")
+    return "\n".join([", ".join(total), *lines])
+
+
+def format_total(ladders: Sequence[Ladder]) -> str:
+    """Write the cost of several ladders together, each search with the fewest runs that it may have."""
+    costs = [cost for each in ladders for cost in (*_list_runs(each), *_list_search(each))]
+    least = " or more, with the searches" if any(each.tune for each in ladders) else ""
+    runs = sum(len(each.rungs) for each in ladders)
+    return f"all {len(ladders)} arms: {runs} runs, {_format_cost(costs)}{least}"
+
+
+def _list_runs(ladder: Ladder) -> list[tuple[float, float | None]]:
+    """List the FLOPs and the seconds of each run."""
+    return [(each.flops, None if each.seconds is None else each.seconds + each.evaluating) for each in ladder.rungs]
+
+
+def _list_search(ladder: Ladder) -> list[tuple[float, float | None]]:
+    """List the FLOPs and the seconds of a search of FEWEST runs at each size that is searched."""
+    found: list[tuple[float, float | None]] = []
+    for each in ladder.list_searched():
+        runs = FEWEST * each.lengths.ends[0] / each.lengths.updates
+        found.append((runs * each.flops, None if each.seconds is None else runs * each.seconds))
+    return found
+
+
+def _format_cost(costs: Sequence[tuple[float, float | None]]) -> str:
+    """Format the sum of FLOPs, and of seconds if all are known: `1.21 TFLOPs, 22.0 min`."""
+    known = [seconds for _, seconds in costs if seconds is not None]
+    took = [format_seconds(sum(known))] if len(known) == len(costs) else []
+    return ", ".join([f"{format_si(sum(flops for flops, _ in costs))}FLOPs", *took])
 
 
 def _list_cells(rung: Mapping[str, Any]) -> list[str]:

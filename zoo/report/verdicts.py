@@ -272,7 +272,8 @@ class Report:
                 )
         lines += self._describe_pairing()
         if self.crowding > 1:
-            lines.append(f"seconds are not compared: a run started at a load of {self.crowding:.1f} programs a CPU")
+            load = f"{self.crowding:.1f} times its CPUs"
+            lines.append(f"seconds are not compared: when a run started, the machine's load was {load}")
         return lines
 
     def _list_pooled(self) -> Iterable[tuple[str, float]]:

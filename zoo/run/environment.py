@@ -18,6 +18,11 @@ from zoo.run.repository import read_commit
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "hydra-core", "pydantic", "triton", "torchao", "flash-attn")
 
 
+def measure_crowding() -> float:
+    """Measure the machine's load per CPU now: above 1, other programs slow this one. 0 if unknown."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+
+
 def describe_environment(device: torch.device) -> dict[str, object]:
     """Describe this process: start time, command, versions, machine, device, and the git commit of its folder."""
     processor = describe_processor()
