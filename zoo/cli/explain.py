@@ -12,9 +12,10 @@ from zoo.report.grammar_pages import format_page
 
 
 def run(
-    name: str = argument(
+    name: list[str] = argument(
         "An axis, a choice, a field or a key of a model or of training; a probe; a word of verdicts and ladders.",
         default=...,
+        metavar="NAME",
         autocompletion=complete_name,
     ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
@@ -30,9 +31,9 @@ def run(
       zoo explain n_kv_heads                 a key of the model
       zoo explain data.form                  a field of training: objective, data, lora, steps, …
       zoo explain mqar                       a probe and its sizes; probe: all of them, and how to read a card
-      zoo explain verdict                    also power, speedup, ladder, experiment and its keys: margin, effect, …
+      zoo explain verdict                    also power, looks, speedup, ladder, experiment and its keys: margin, …
     """
-    page = explain_name(name)
+    page = explain_name(" ".join(name))
     print(report.format_json(page) if as_json else format_page(page))
 
 
@@ -49,7 +50,7 @@ def explain_name(name: str) -> dict[str, Any]:
         from zoo.experiments.verdict_pages import explain_word
         from zoo.probes.probe_pages import explain_probe
 
-        if (page := explain_probe(name) or explain_word(name)) is None:
+        if (page := explain_word(name) or explain_probe(name)) is None:
             raise
         return page
 

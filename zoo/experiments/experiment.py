@@ -50,12 +50,14 @@ class Expectation(Strict):
 
     arm: str
     against: str | None = None
+    """The arm that it is compared with."""
     metric: str | None = None
     """The metric; by default the recipe's. `lr window` is the width in decades of the window of good learning rates,
     where wider is better."""
     verdict: Literal[Verdict, "any"] | None = None
     """The expected verdict; `any` shows the comparison without an expectation."""
     cost: Literal[CURRENCIES] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    """The cost whose ratio to the other arm's the bounds limit."""
     at_least: float | None = None
     at_most: float | None = None
     margin: PositiveFloat | None = None
@@ -117,10 +119,13 @@ class Experiment(Strict):
     probe: Probe | None = None
     ladder: Laddering | None = None
     shared: Overrides = []
+    """Overrides of all arms."""
     arms: dict[str, Overrides]
+    """The overrides of each arm by its name: two arms or more."""
     baseline: str | None = None
     """The arm to which the others are matched and with which they are compared; by default the first."""
     seeds: Seeds = 3
+    """The number of seeds of each arm; or several numbers, the looks at which the results are judged."""
     tune: bool | list[str] | dict[Literal["proxy"], Overrides] = False
     """Whether each arm's learning rate is searched before its seeds run, on a separate seed and separate data. A list
     names further numbers ([optim.weight_decay]), searched in turn after the rate, each at the values found before.
@@ -144,6 +149,8 @@ class Experiment(Strict):
     sigma: PositiveFloat | None = None
     """Standard deviation of the difference between two arms with the same seed, for the plan's power."""
     expect: list[Expectation] = []
+    """The results that are expected, registered before the first run; each is of one arm. Without any, each arm is
+    compared with the baseline."""
     short: ExperimentForm = ExperimentForm()
 
     @model_validator(mode="after")

@@ -1,9 +1,11 @@
 """Decide between architectures: better, worse, equivalent within a margin, or inconclusive.
 
-Each arm is compared with the baseline by two tests, each at 5 % over all arms together (Holm, 1979): a test of
-difference and, if a margin is stated, a test of equivalence within it (two one-sided tests; Schuirmann, 1987). If both
-tests are significant, the verdict is equivalent, because a difference within the margin is no reason to prefer an arm.
-If neither is, the verdict is inconclusive.
+Each arm is compared with the baseline by two tests: a test of difference and, if a margin is stated, a test of
+equivalence within it (two one-sided tests; Schuirmann, 1987). If both tests are significant, the verdict is equivalent,
+because a difference within the margin is no reason to prefer an arm. If neither is, the verdict is inconclusive.
+
+Each test is at 5 % over all comparisons together (Holm, 1979): those of a sweep's arms with its baseline, or those of
+which an experiment expects a verdict.
 
 Diverged runs count as outcomes. If an arm or its baseline has any, the two are compared by exact ranks, with diverged
 runs last.
@@ -48,7 +50,7 @@ class Comparison:
     p: float | None
     """The two-sided p-value of no difference."""
     adjusted: float | None
-    """`p` after Holm's correction over all arms."""
+    """`p` after Holm's correction over all comparisons."""
     verdict: Verdict
     needed: int | None
     """The seeds of a new experiment in which a true difference as large as the one found would be significant with
@@ -86,7 +88,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One arm's runs compared with the baseline's, before Holm's correction over the arms."""
+    """One arm's runs compared with the baseline's, before Holm's correction."""
 
     n: int
     mean: MeanDifference | None

@@ -1,7 +1,5 @@
 """Compute the power of a comparison: the smallest difference that n seeds show, and the seeds that show a difference.
 
-Power is the chance that a true difference of some size is found significant; plans and verdicts ask for 0.8.
-
 Runs are paired by seed. Let δ be the true mean difference, in standard deviations of a pair's difference. Then t over n
 pairs follows Student's noncentral distribution with parameter δ·√n.
 """
