@@ -26,6 +26,9 @@ from zoo.units import format_number
 TYPICAL = 0.7
 """Assumed width, in decades, of the baseline's window of good learning rates: the median over stored verdicts."""
 
+WIDEST = 4 * TYPICAL
+"""Decades of the widest window with which that one is compared."""
+
 LOSS = 2.0
 """Assumed loss, in nats, if there is no stored verdict on a model of about this size."""
 
@@ -62,9 +65,9 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
     if outlook.sigma is not None and any(each.metric == WINDOW for each in experiment.expect):
         share, loss, source = find_search_noise(outlook, outlook.sigma)
         wide = find_wider_window(share, len(outlook.arms), seeds, level)
-        told = "is not told from any wider one" if wide is None else f"is told from one of {wide:.2f} or more"
-        where = f"where σ is {100 * share:.2g} % of the loss ({loss:.3g}: {source})"
-        lines.append(f"{WINDOW}: one of {TYPICAL:g} decades {told} (power 0.8), {where}")
+        told = f"none of up to {WIDEST:g}, the widest tried" if wide is None else f"one of {wide:.2f} or more"
+        line = f"{WINDOW}: one of {TYPICAL:g} decades, the median of kept verdicts, is told from {told} (power 0.8)"
+        lines.append(f"{line}; assumed: σ is {100 * share:.2g} % of a loss of {loss:.3g}, {source}")
     if experiment.tune:
         lines.append(
             "the error of each searched learning rate widens its arm's intervals, and more seeds do not reduce it"
@@ -81,8 +84,8 @@ def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str
     if outlook.proxies:
         sigma = max(sigma, math.sqrt(2) * find_run_noise(params).sigma)
     if (noise := find_noise("val_loss", params)) is None:
-        return sigma / LOSS, LOSS, "assumed, as no verdict on a model of about this size is kept"
-    return sigma / noise.loss, noise.loss, "that of kept verdicts of about this size"
+        return sigma / LOSS, LOSS, "as no verdict on a model of about this size is kept"
+    return sigma / noise.loss, noise.loss, "that of kept verdicts on models of about this size"
 
 
 @functools.lru_cache(8)

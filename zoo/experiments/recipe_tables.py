@@ -180,11 +180,11 @@ def list_unmatched(outcome: ExperimentOutcome) -> list[str]:
 
 
 def list_wide_margins(recipe: Experiment) -> list[str]:
-    """List a line for each margin that includes the paper's effect, so that equivalence would not contradict it.
+    """List a line for each margin that includes the paper's effect, so that equivalence agrees with the paper too.
     Expectations of equivalence are left out."""
     return [
-        f"{describe_pair(each)}: the margin ±{margin:g} includes the source's effect of "
-        f"{format_number(each.effect, '+g')}, so that equivalent would not contradict it"
+        f"{describe_pair(each)}: the source's effect of {format_number(each.effect, '+g')} lies within the margin "
+        f"±{margin:g}: equivalent would agree with the source too"
         for each in recipe.expect
         if each.verdict != "equivalent"
         and each.effect is not None
