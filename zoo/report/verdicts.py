@@ -272,8 +272,7 @@ class Report:
                 )
         lines += self._describe_pairing()
         if self.crowding > 1:
-            load = f"{self.crowding:.1f} times its CPUs"
-            lines.append(f"seconds are not compared: when a run started, the machine's load was {load}")
+            lines.append(f"seconds are not compared: a run started at a load of {self.crowding:.1f} times the CPUs")
         return lines
 
     def _list_pooled(self) -> Iterable[tuple[str, float]]:

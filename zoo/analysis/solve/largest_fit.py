@@ -134,7 +134,7 @@ def _solve(name: str, spec: Priced, setup: Setup, room: Room, most: int, train: 
     if train:
         at = _training(spec, dataclasses.replace(setup, **{name: max(found, 1)}))
         answer["at_peak"] = [*list_addends(at), "rest"]
-        chunked = reach(prefill, dataclasses.replace(setup, chunked_loss=True))
+        chunked = reach(prefill, dataclasses.replace(setup, chunked_loss=True)) if "loss_head" in now else 0
         if chunked > found:
             answer["notes"].append(f"zoo train computes the loss in chunks: {name} {chunked:,} fits ({CHUNKED})")
     else:
