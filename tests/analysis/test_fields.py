@@ -274,7 +274,7 @@ def test_families_whose_configs_may_state_a_scaling_are_named_at_it():
 
 def test_pages_name_type_default_and_sentence(capsys):
     assert run(["explain", "attention.gqa.qk_norm"]) == run(["list", "--axis", "attention", "gqa"]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "in a file attention: {kind: gqa, qk_norm: " in said
     assert "Ainslie et al., 2023" in said and "the model's n_kv_heads or n_heads" in said
 
