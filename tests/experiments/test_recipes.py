@@ -334,7 +334,7 @@ def test_what_was_added_after_its_registration_is_said_with_a_kept_verdict(capsy
     assert "Not registered: " in said
     assert run(["recipes", "norms-inside-qk"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "recipes that came earlier have the same ones: before, seeds 0 to 4 (qk-norm, 2026-11-30 16:48:03)" in said
+    assert "recipes that came earlier have the same ones: before, seeds 0 to 4 (qk-gain, 2026-11-30 21:44:32)" in said
 
 
 def make_registered(recipe, when, **losses):

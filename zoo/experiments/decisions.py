@@ -50,13 +50,12 @@ def list_decisions(kept: Kept) -> list[Decision]:
     valid = {name: each for name, each in kept.items() if not each[0].withdrawn}
     made = [
         decision
-        for name, (_, outcome) in valid.items()
-        for decision in _pair(name, *(_select(outcome, metric) for metric in SIZES))
+        for name, each in valid.items()
+        for decision in _pair(name, *(_select(each, metric) for metric in SIZES))
     ]
     for (first, small), (second, large) in itertools.permutations(valid.items(), 2):
         if _is_fourfold(small, large):
-            metric = small[0].metric
-            made += _pair(f"{first}, {second}", _select(small[1], metric, None), _select(large[1], metric, None))
+            made += _pair(f"{first}, {second}", *(_select(each, each[0].metric) for each in (small, large)))
     return made
 
 
@@ -70,11 +69,11 @@ def _is_fourfold(small: tuple[Experiment, ExperimentOutcome], large: tuple[Exper
     return FOURFOLD[0] <= second / first <= FOURFOLD[1]
 
 
-def _select(outcome: ExperimentOutcome, *metrics: str | None) -> list[Finding]:
-    """Select the findings in these metrics that have a p-value."""
-    return [
-        each for each in outcome.findings if each.metric in metrics and each.p is not None and each.value is not None
-    ]
+def _select(kept: tuple[Experiment, ExperimentOutcome], metric: str) -> list[Finding]:
+    """Select the findings in a metric that have a p-value."""
+    experiment, outcome = kept
+    tested = (each for each in outcome.findings if each.p is not None and each.value is not None)
+    return [each for each in tested if (each.metric or experiment.metric) == metric]
 
 
 def _pair(source: str, small: Sequence[Finding], large: Sequence[Finding]) -> list[Decision]:
