@@ -13,6 +13,7 @@ from test_objectives import KEYS, NODES, context_for, objective_of, rows_of, spe
 
 from support.packaged_specs import load, one_in
 from support.tiny_models import every_choice, spec_of
+from zoo import lazy
 from zoo.costs.layer_cut import cut_layers
 from zoo.data.tokens import Batch, move_batch
 from zoo.distributed.world import ALONE
@@ -45,10 +46,11 @@ OTHERS += [Classify(**LABELS), Tag(labels=("a", "b")), Regress(n_outputs=2, pool
 
 @pytest.fixture(autouse=True)
 def unread(monkeypatch):
-    """Autocast knows no meta device."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda *_: torch.float32)
+    """Autocast knows no meta device. Zoo's torch keeps what was once looked up in it, so that both are told."""
+    for module in (torch, lazy.torch):
+        monkeypatch.setattr(module, "autocast", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(module, "is_autocast_enabled", lambda *_: False)
+        monkeypatch.setattr(module, "get_autocast_dtype", lambda *_: torch.float32)
 
 
 def take_gradient(spec, objective, batch):
