@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from support.climbed_ladders import BASE, LATE, climb_laws
@@ -29,7 +30,7 @@ from zoo.errors import ConfigError
 from zoo.jobs.forecast import Timing
 from zoo.ladder import LadderRequest, climb, plan_ladder, plan_together
 from zoo.ladder.ladder_plan import plan_run
-from zoo.ladder.rate_tuning import interpolate_rate, tune_rates
+from zoo.ladder.rate_tuning import find_error_growth, interpolate_rate, tune_rates
 from zoo.training.schedule import WSDS
 
 TINY = ["model.head_dim=8", "model.vocab_size=257"]
@@ -283,3 +284,11 @@ def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monke
     ]
     assert [row[2] for row in page.tables[0][1:]] == ["×1.600"] * 4 + [page.tables[0][-1][2]] and page.pictures == 3
     assert page.said.count("The largest size, predicted from the others before its run") == 2
+
+
+def test_the_error_of_an_extrapolated_rate_is_that_of_rates_drawn_with_errors():
+    drawn = np.random.default_rng(0).normal(0, 0.1, (4_000, 2))
+    for params, growth in ((18_576, 3.2), (6_216, 1.0), (7_608, 2**-0.5)):
+        at = [math.log10(interpolate_rate({6_216: 10**a, 9_312: 10**b}, params)) for a, b in drawn]
+        assert np.std(at) / 0.1 == pytest.approx(find_error_growth([6_216, 9_312], params), rel=0.04)
+        assert np.std(at) / 0.1 == pytest.approx(growth, rel=0.05)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.analysis.scaling import FittedLaw
 from zoo.jobs.rates import FEWEST, MOST
+from zoo.ladder.rate_tuning import find_error_growth
 from zoo.report.scaling import format_head, make_fit_tables
 from zoo.report.svg import Curve, draw_panel
 from zoo.report.tables import TextTable
@@ -24,6 +25,10 @@ in the model, as near as whole numbers come, and two layers at least. All sizes
 have one batch: that of the smallest by OLMo-core's rule, 2048 · 160 ·
 (N / 108M)^⅔ tokens, but 300 updates at least before its first point. AdamW at
 0.0047 · (N / 108M)^−⅓ / 2 (OLMo-core), 0.006 at most. N counts all parameters."""
+
+
+WIDE = 1.5
+"""The growth of a learning rate's error above which a plan names it."""
 
 
 def make_plan_table(ladder: Mapping[str, Any]) -> TextTable:
@@ -50,6 +55,8 @@ def format_plan(ladder: Ladder) -> str:
             f"Before them lr is searched at {sizes}, up to their first points, in {FEWEST} to {MOST} runs each:"
         )
         lines.append(f"{_format_cost(_list_search(ladder))} or more. lr of other sizes: log lr is linear in log N.")
+        if (growth := find_error_growth([each.params for each in searched], ladder.largest)) > WIDE:
+            lines.append(f"The error of a searched lr, in decades, is {growth:.2g} times as large at the largest size.")
     return "\n".join([", ".join(total), *lines])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +45,14 @@ def interpolate_rate(rates: dict[int, float], params: int) -> float:
     (low, first), (high, second) = rates.items()
     exponent = math.log(second / first) / math.log(high / low)
     return float(f"{first * (params / low) ** exponent:.3g}")
+
+
+def find_error_growth(searched: Sequence[int], params: int) -> float:
+    """Find how many times the standard error of log lr at a size is that of the two searched sizes, if these have equal
+    and independent errors. It is below 1 between the two."""
+    low, high = searched
+    weight = math.log(params / low) / math.log(high / low)
+    return math.hypot(1 - weight, weight)
 
 
 def _search_rate(rung: Rung, train: Train) -> RateSearch:
