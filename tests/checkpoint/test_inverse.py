@@ -1,5 +1,7 @@
 """Expressions and families read backwards: what a value needs, and that a wrong inverse is never written."""
 
+import dataclasses
+
 import pytest
 from transformers import CONFIG_MAPPING
 
@@ -55,7 +57,8 @@ def test_a_wrong_inverse_is_found_by_importing_the_config_again(monkeypatch):
     """Whatever the rows bind, only a config that gives the same Spec is written."""
     spec = load("llama-tiny")
     config, body = find_config(spec)
-    assert (config["model_type"], config["hidden_act"], load(body.model)) == ("llama", "silu", spec)
+    assert (config["model_type"], config["hidden_act"]) == ("llama", "silu")
+    assert dataclasses.replace(load(body.model), init=spec.init) == spec
     monkeypatch.setitem(FUNCTIONS, "act", TwoWay(read_activation, lambda node: ("relu",)))
     _, _, faults = try_family(read_family("llama"), "LlamaForCausalLM", spec)
     assert any("activation" in fault for fault in faults)
