@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -38,9 +39,14 @@ EVERY = every(CASES, quick=[*ONE_EACH, *PLAIN])
 WRITERS = every([case for case in CASES if case.writes], quick=ONE_EACH[::6])
 EXPRESSED = every(CASES, quick=ONE_EACH[::6])
 FIRST = every(ONE_EACH, quick=FEW)
-TURNED = every(
-    [case for case in CASES if "rope_parameters" in getattr(transformers, case.config)().to_dict()], quick=FEW
-)
+
+
+@functools.cache
+def _rotates(config: str) -> bool:
+    return "rope_parameters" in getattr(transformers, config)().to_dict()
+
+
+TURNED = every([case for case in CASES if _rotates(case.config)], quick=FEW)
 
 
 @EVERY
