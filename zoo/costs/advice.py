@@ -1,4 +1,4 @@
-"""Advise on training memory: the largest part of it, and the options that would save most."""
+"""Advise on training memory: the largest part of it, and the options that would cut it most."""
 
 from __future__ import annotations
 

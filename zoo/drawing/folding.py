@@ -31,7 +31,7 @@ def fold_pattern(pattern: Sequence[str]) -> list[Fold]:
 
 
 def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
-    """Fold the repeat that saves most, then the runs before and after it."""
+    """Fold the repeat that drops most runs, then the rest on each side."""
     best = (0, 0, 0, 0)  # saved, −length, start, times
     for length in range(1, len(runs) // 2 + 1):
         for start in range(len(runs) - 2 * length + 1):

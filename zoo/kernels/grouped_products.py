@@ -32,7 +32,7 @@ def grouped_linear(
     """Multiply x [N, d_in] → [N, d_out]: row n times `weight[e]` [d_out, d_in], where e is the row's expert.
 
     Rows come sorted by expert. `offsets` (int32 [E]) are the indices after each expert's last row: [3, 3, 5] for three
-    rows of expert 0, none of 1 and two of 2. `expert_of_row` [N], here [0, 0, 0, 2, 2], holds the same, and saves a
+    rows of expert 0, none of 1 and two of 2. `expert_of_row` [N], here [0, 0, 0, 2, 2], holds the same, and avoids a
     search if there is a `bias` [E, d_out]. `grouped_mm` is torch's own kernel, `loop` one product per expert. Under
     autocast both operands are cast. FlopCounterMode counts 2·N·d_in·d_out for both methods.
 

@@ -145,7 +145,7 @@ def gate_streams(m: Weights, x: Tensor) -> Tensor:
 
 def project_streams(project: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
     """Multiply a token's streams x [B, T, S, D], concatenated and divided by their root mean square, by a weight: [B,
-    T, …] in float32. Dividing after the product saves a second copy of the streams."""
+    T, …] in float32. Dividing after the product avoids a second copy of the streams."""
     x = x.flatten(2)
     return project(x).float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
 

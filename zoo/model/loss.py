@@ -40,7 +40,7 @@ class TokenLoss:
     chunk: int = 256 << 20
     """Upper bound of a chunk of logits, in bytes."""
     count: int | None = None
-    """Number of labelled tokens, if known: saves a wait for the device."""
+    """Number of labelled tokens, if known: avoids a wait for the device."""
     compiled: bool = False
     """Whether softmax, its gradient and the sums are computed in one compiled pass."""
 

@@ -285,8 +285,8 @@ def _rows(section: str, priced: Mapping[str, Any]) -> list[TextRow]:
 
 
 def _list_changes(found: Sequence[Mapping[str, Any]]) -> list[TextRow]:
-    """List rows for the options that lower a training peak; say which one `zoo train` has, and why some save the
-    same."""
+    """List rows for the options that lower a training peak, with notes on `zoo train`'s own option and on equal
+    savings."""
     rows: list[TextRow] = []
     for each in found:
         saved = format_figure(each["saves"], "B", short=True)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 LEAST = 32
-"""Minimum number of saved tokens for which a context is shared: attention runs over the rows of a cache one by one,
-which costs time."""
+"""Minimum number of tokens that sharing a context must spare: attention runs over the rows of a cache one by one, which
+costs time."""
 
 
 class Continuation(NamedTuple):

@@ -262,8 +262,8 @@ def open_whole(model: Model, settings: Training, autocast: Autocast, world: Worl
 
 
 def deposit_tied_gradients(model: Any) -> None:
-    """Let the loss of a tied head add its gradient to the table's `.grad` at once, which saves a copy of the table.
-    Correct only if gradients are computed by `backward()`, as a run does."""
+    """Let the loss of a tied head add its gradient to the table's `.grad` at once, without a copy of the table. Correct
+    only if gradients are computed by `backward()`, as a run does."""
     for path, tower in model.towers():
         if getattr(tower.head, "tied", False):
             model.get_submodule(f"{path}.head" if path else "head").deposits_gradients = True

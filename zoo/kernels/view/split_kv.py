@@ -27,7 +27,7 @@ takes 0.9, 1.6 and 3.1 ms, merging 1.1, 1.4 and 2.2 (float32, H 12, K 4, C 64, 1
 
 LONG = 1024
 """Minimum number of unmasked keys with which merging parts makes a row of several queries faster. Such a row computes
-more for each key than a row of one query, so a saved copy counts for less."""
+more for each key than a row of one query, so avoiding a copy gains less."""
 
 
 @dataclass
