@@ -71,7 +71,7 @@ def refuses(device: str, dtype: str, d_in: int, d_out: int) -> str | None:
 
 
 def _native(x: Tensor, weight: Tensor, method: str) -> bool:
-    """Whether to use torch's grouped_mm. Raises KernelError if it was named and refuses, or the method is unknown."""
+    """Whether to use torch's grouped_mm. Raises KernelError if it is named but refuses, or for an unknown method."""
     if method not in METHODS:
         raise KernelError(f"grouped: there is no {method!r}{name_options(method, METHODS)}")
     if method == "loop":

@@ -244,7 +244,7 @@ class ChannelDecays(Decays):
             self.leaving = self.leaving * self.same[..., -1, :, None]
 
     def compare(self, reads: Tensor, keys: Tensor) -> Tensor:
-        """Compute the sum of Decays.compare with a decay of each channel c.
+        """Compute Σ_c as in Decays.compare, with a decay for each channel c.
 
         Blocks of 2, 4, … L tokens are assembled from two halves. A pair across the middle decays from j to the middle,
         then from there to i: two factors ≤ 1, so that nothing overflows (exp(G_i)·exp(−G_j) would).

@@ -14,10 +14,10 @@ from zoo.training.optim.update_rules import Closure, evaluate, step_lent
 
 
 class DecayedOptimizer(Optimizer):
-    """Step a rule without its weight decay, then `settle` each weight. Shares its groups and states with the rule.
+    """Step the optimizer `rule` without weight decay, then `settle` each weight. Shares groups and states with it.
 
-    During a step it keeps a copy of the weights that it settles. It skips an update whose `found_inf` is 1 if the rule
-    does.
+    During a step it keeps a copy of the weights that it settles. It skips updates whose `found_inf` is 1, if `rule`
+    can.
     """
 
     def __init__(self, rule: Optimizer) -> None:

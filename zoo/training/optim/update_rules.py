@@ -33,7 +33,7 @@ def list_due(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor, Ten
 
 
 def step_lent(rule: Any, groups: list[dict[str, Any]], state: Any, skipped: Tensor | None) -> None:
-    """Step a rule with the groups and states of another optimizer, which the rule has only during its step."""
+    """Step the optimizer `rule` with the groups and states of another one, lent for this step only."""
     rule.param_groups, rule.state, rule.found_inf = groups, state, skipped
     rule.step()
     rule.param_groups, rule.state = [], defaultdict(dict)
@@ -69,7 +69,7 @@ class Skippable(Optimizer):
 
     def count(self, state: dict[str, Any], name: str, more: float, weight: Tensor) -> Any:
         """Add to a number in a state, unless the update is skipped, and return the sum. The number is Python's if the
-        host decides about the update, and on the device if the device does."""
+        host decides whether to update, else a tensor on the device."""
         number = state[name]
         if self._skipped is None:
             number = float(number) if getattr(number, "is_cpu", False) else number  # restored from a checkpoint
