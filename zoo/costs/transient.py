@@ -60,8 +60,8 @@ def measure_peaks(spec: Priced, run: GenerationShape) -> Peaks:
 
 
 def _each_kind_once(tower: Tower) -> Any:
-    """Cut a tower to one layer of each kind, in the order of each kind's last layer. Kinds whose keys other kinds read
-    come in front as well."""
+    """Cut a tower to one layer of each kind, in the order of each kind's last layer. Kinds whose keys others read are
+    also put first."""
     kinds = tuple(reversed(dict.fromkeys(reversed(tower.pattern))))
     lenders = {loan.lender for kind in kinds if (loan := tower.blocks[kind].attention.loan)}
     first = tuple(kind for kind in kinds if kind in lenders)  # before those that read their keys

@@ -227,8 +227,8 @@ def prepare_labelled(
     whole: bool = False,
 ) -> PreparedLabels:
     """Read and split a labelled set, and encode rows of at most `limit` tokens (`opens`: see `RowEncoder`). The
-    classes, or the count of numbers in a label, are found in the data unless they are `known`. With `whole` both parts
-    are the same records, and messages come once. `say` is called with lines on records without text and on truncated
+    classes, or the count of numbers in a label, are found in the data unless `known`. With `whole` the same records
+    train and validate, and are reported on once. `say` is called with lines on records without text and on truncated
     texts. Raises ConfigError for a record that cannot be read or has a wrong label, and for an empty part."""
     parts = read_parts(settings, task, progress, say)
     for line in () if whole else describe_copies(*([each.texts for each in parts[part]] for part in PARTS)):

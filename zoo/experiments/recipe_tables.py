@@ -154,8 +154,8 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
 
 def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
     """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
-    difference that is shown and yet within the margin, a difference of windows that is a bound, rates of a proxy, and
-    rates that ran off the best one."""
+    significant difference within the margin, a difference of windows that is only a bound, rates from a proxy, and
+    rates off the best one."""
     small = [
         f"{describe_pair(each)}: a difference is shown too ({say_p(each.p, outcome.level)}), and it is within "
         "the margin"
@@ -170,8 +170,7 @@ def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
 
 
 def list_unmatched(outcome: ExperimentOutcome) -> list[str]:
-    """Write a line on the costs in which arms that are compared differ by more than 1 %, but for seconds, which no
-    recipe matches; none if all match."""
+    """List in a line the costs, except seconds, in which compared arms differ by more than 1 %. Empty if all match."""
     costs, names = outcome.costs, [each for each in CURRENCIES if each != "seconds"]
     pairs = dict.fromkeys((each.arm, each.against) for each in outcome.findings if each.against and not each.cost)
     found = {pair: find_unmatched(costs[pair[0]], costs[pair[1]], names) for pair in pairs}

@@ -116,8 +116,8 @@ def describe_registration(registered: Mapping[str, Any] | None, experiment: Expe
 
 
 def list_shared_runs(outcome: ExperimentOutcome, others: Collection[ExperimentOutcome]) -> list[str]:
-    """Write a line on runs that may have been known when an experiment was registered: those with the loss, to its last
-    digit, of a run of another experiment that came earlier. Empty without a registration, and without such runs."""
+    """Write a line on runs that may have been known when an experiment was registered: their loss equals, to the last
+    digit, that of a run of an earlier experiment. Empty without a registration or such runs."""
     if outcome.registration is None:
         return []
     dated = {each.recipe: each.registration["when"] if each.registration else each.date for each in others}

@@ -31,7 +31,7 @@ MOVED = 0.17
 with norms of queries and keys)."""
 
 SHIFTED = 2
-"""The number of standard errors from the best rate beyond which a rate that ran is said to be off it."""
+"""The number of standard errors from the best rate beyond which a used rate is reported as off."""
 
 
 def read_losses(search: Mapping[str, Any]) -> dict[float, float]:
@@ -51,9 +51,9 @@ def find_noise(arms: Iterable[Mapping[int, float]], searches: Mapping[str, Mappi
 
 
 def list_rows(searches: Mapping[str, Mapping[str, Any]], noise: LossNoise = UNKNOWN) -> list[list[str]]:
-    """List a row per arm: the rate that ran, the best rate, the lowest loss, the width of the good window, and the
-    number of runs. If the noise of a loss is known, best rate and width have standard errors, and each width has a
-    p-value against the first arm's, not corrected for several arms."""
+    """List a row per arm: the rate used, the best rate, the lowest loss, the width of the good window, and the number
+    of runs. If the noise of a loss is known, best rate and width have standard errors, and each width has a p-value
+    against the first arm's, not corrected for several arms."""
     windows = find_windows(searches, noise)
     first = next(iter(windows.values()), None)
     return [
@@ -112,9 +112,9 @@ def list_transfers(searches: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def list_shifts(
     searches: Mapping[str, Mapping[str, Any]], noise: LossNoise, pairs: Iterable[tuple[str, str]] = ()
 ) -> list[str]:
-    """Write a line on rates that ran more than SHIFTED standard errors from the best one, as rates that an older fit
-    chose did: how far off they were, and what the parabola says that it cost. A second line has what that adds to the
-    differences of `pairs` of arms. Empty if the noise of a loss is unknown, and if no rate was off."""
+    """Write a line on used rates that are more than SHIFTED standard errors from the best one (an older fit chose such
+    rates): their distance, and its cost in loss by the parabola. A second line has what this adds to the differences of
+    `pairs` of arms. Empty if the noise of a loss is unknown, and if no rate was off."""
     costs, off, said = dict.fromkeys(searches, 0.0), set[str](), []
     for name, search in searches.items() if noise.sigma else ():
         for key, each in list_searches(search).items():

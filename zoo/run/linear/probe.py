@@ -114,8 +114,8 @@ def _time_together(shapes: Sequence[LinearShape], processor: Processor, spend: f
     """Time the ways of all shapes in turns until `spend` seconds are over; return the minimum for each bucket.
 
     The minimum, not the median, because stored timings must not depend on other programs, nor on the first product, for
-    which oneDNN creates its primitive. The most decisive buckets come first. Every way has two laps of one row, however
-    long they take. The other buckets of a way that is too slow (FAR) are skipped.
+    which oneDNN creates its primitive. The most decisive buckets come first. Every way is timed twice on one row,
+    whatever that takes. The other buckets of a way that is too slow (FAR) are skipped.
     """
     span = max(SPAN, TOGETHER / len(shapes))
     ways = {shape: list_able(EXACT, (shape.n, shape.k), shape.dtype, processor) for shape in shapes}
