@@ -1,5 +1,4 @@
-"""Hold the frozen weights of a run with adapters as the base's files store them, or quantise them while reading
-(QLoRA)."""
+"""Hold a run's frozen weights as the files of the adapters' base store them, or quantise them while reading (QLoRA)."""
 
 from __future__ import annotations
 

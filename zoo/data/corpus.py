@@ -173,7 +173,7 @@ def list_files(root: Path, without: set[str], keep: Callable[[Path], bool]) -> t
 
 
 def describe_records_fault(file: Path) -> str | None:
-    """Describe the fault of a file whose suffixes say that it holds records or packed text; None for any other file."""
+    """Return why a file is refused if its suffixes mean records or packed text; None for any other file."""
     *before, last = ["", *(suffix.lower() for suffix in file.suffixes)]
     packed = last in PACKED
     kind = before[-1] if packed and before else last

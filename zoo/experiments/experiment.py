@@ -247,7 +247,7 @@ class Experiment(Strict):
         return hashlib.sha256(json.dumps([ran, config, settings, *ladder], sort_keys=True).encode()).hexdigest()[:12]
 
     def config_file(self) -> Path | None:
-        """Return the file of the training config of all runs. None for the default of `zoo train`."""
+        """Return the file of the runs' training config; None for `zoo train`'s default."""
         if self.config is None or self.config.endswith((".yaml", ".yml")):
             return None if self.config is None else Path(self.config)
         return recipes_dir() / "configs" / f"{self.config}.yaml"

@@ -244,7 +244,7 @@ def _compare_expected(
 
 
 def _pair_arms(ran: Ran, experiment: Experiment, each: Expectation, against: str) -> ArmPair:
-    """Make the pair of arms of an expected verdict, with values of which less is better."""
+    """Make the pair of arms of an expected verdict, with lower values better."""
     margin = experiment.find_margin(each)
     if each.metric == WINDOW:
         windows = find_windows(ran.searches, ran.noise)

@@ -21,9 +21,9 @@ CARD = {(parts := line.partition(": "))[0]: parts[2] for line in LEGEND}
 
 
 class WordPage(NamedTuple):
-    """A page: the words that lead to it (its name first), what they mean, and by heading the sources of further
-    paragraphs: a text, or what has a docstring. Of a module's or a function's docstring the first line is left out,
-    because it says what the code does; a class's is followed by those of its fields."""
+    """A page: the words that lead to it (its name first), their meaning, and by heading the sources of further
+    paragraphs: a text, or an object with a docstring. The first line of a module's or function's docstring is left out,
+    because it says what the code does. A class's docstring is followed by its fields'."""
 
     words: tuple[str, ...]
     text: str
@@ -128,8 +128,7 @@ EXAMPLES = {
 
 
 def explain_word(name: str) -> dict[str, Any] | None:
-    """Describe a word, or a key of an experiment's file, as a page of the form of a setting of training's; None for
-    another name."""
+    """Describe a word, or a key of an experiment's file, as a page like a training setting's; None for other names."""
     page = next((each for each in PAGES if name.lower() in each.words), None)
     if page is not None:
         values = [line for heading, source in page.sources.items() for line in _list_lines(heading, source)]

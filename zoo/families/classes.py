@@ -22,9 +22,9 @@ HEADED = re.compile(r"(For[A-Z]\w*|(With)?LMHeadModel)$")
 
 
 def name_first_class(family: str, base: Mapping[str, Any]) -> Classes:
-    """Name the first class of a family that states none: the family's name in capitalised words, with the ending of the
-    first class of `base`, whose changes it takes over. `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix:
-    model.}`), has `Qwen3_5ForCausalLM: {prefix: model.}`."""
+    """Name the first class of a family that states none: the family's name in capitalised words, with the ending and
+    the changes of the first class of `base`. `qwen3_5_text`, like Llama (`LlamaForCausalLM: {prefix: model.}`), has
+    `Qwen3_5ForCausalLM: {prefix: model.}`."""
     first, changes = next(iter(base.items()))
     stem = re.sub(r"(^|[_-])([a-z])", lambda word: word[2].upper(), family.removesuffix("_text"))
     return {stem + first.removeprefix(HEADED.sub("", first)): changes}

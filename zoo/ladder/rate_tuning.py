@@ -48,8 +48,8 @@ def interpolate_rate(rates: dict[int, float], params: int) -> float:
 
 
 def find_error_growth(searched: Sequence[int], params: int) -> float:
-    """Find how many times the standard error of log lr at a size is that of the two searched sizes, if these have equal
-    and independent errors. It is below 1 between the two."""
+    """Find the ratio of log lr's standard error at a size to that at the two searched sizes, if these have equal and
+    independent errors: below 1 between the two."""
     low, high = searched
     weight = math.log(params / low) / math.log(high / low)
     return math.hypot(1 - weight, weight)

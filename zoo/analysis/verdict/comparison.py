@@ -4,8 +4,8 @@ Each arm is compared with the baseline by two tests: a test of difference and, i
 equivalence within it (two one-sided tests; Schuirmann, 1987). If both tests are significant, the verdict is equivalent,
 because a difference within the margin is no reason to prefer an arm. If neither is, the verdict is inconclusive.
 
-Each test is at 5 % over all comparisons together (Holm, 1979): those of a sweep's arms with its baseline, or those of
-which an experiment expects a verdict.
+Each test is at 5 % over all comparisons together (Holm, 1979): those of a sweep's arms with its baseline, or an
+experiment's expected verdicts.
 
 Diverged runs count as outcomes. If an arm or its baseline has any, the two are compared by exact ranks, with diverged
 runs last.

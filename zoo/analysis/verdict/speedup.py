@@ -42,8 +42,7 @@ class Speedup:
     interval: tuple[float, float] | None
 
     def times(self, ratio: float) -> Speedup:
-        """Express the speedup in a cost (tokens, FLOPs, seconds) of which the baseline spent `ratio` times as much as
-        the variant."""
+        """Express the speedup in a cost (tokens, FLOPs, seconds); `ratio` is the baseline's cost ÷ the variant's."""
         between = None if self.interval is None else (self.interval[0] * ratio, self.interval[1] * ratio)
         return Speedup(self.factor * ratio, between)
 
