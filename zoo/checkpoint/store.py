@@ -66,7 +66,7 @@ OWN = (ARCHITECTURE, MANIFEST, WEIGHTS, *adapter_files.FILES, *BESIDE)
 
 
 class TokenizerFiles(Protocol):
-    """A tokenizer that writes its files into a folder; `limit` is the length of the model's texts."""
+    """A tokenizer that writes its files into a folder; `limit` is the model's longest text in tokens."""
 
     def save(self, folder: Path, limit: int | None = None) -> None: ...
 

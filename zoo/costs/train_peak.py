@@ -40,7 +40,7 @@ def find_head(spec: Priced) -> Any:
 
 
 def count_loss(values: Amount, setup: Setup) -> Amount:
-    """Count the peak bytes of the loss of `values` logits: see `loss_head` of `training`."""
+    """Count the peak bytes of the loss of `values` logits: `loss_head` of `memory.training`."""
     if not setup.chunked_loss:
         return values * 12
     return take_smaller(values * DTYPES[setup.computed], CHUNK) + take_smaller(values * 4, CHUNK)

@@ -124,7 +124,7 @@ def _search_window(width: float, sigma: float, noise: float, drawn: random.Rando
 
 
 def list_blind(experiment: Experiment, outlook: Outlook) -> list[str]:
-    """List the published effects and margins that the design could not detect, and the effects within their margin, a
+    """List the published effects and margins that the design could not detect, and margins that include the effect, a
     line each."""
     level, sigma, lines = LEVEL / outlook.comparisons, outlook.sigma, list_wide_margins(experiment)
     smallest = find_smallest_effect(outlook.seeds, level)

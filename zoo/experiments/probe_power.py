@@ -107,7 +107,7 @@ def list_power_notes(experiment: Experiment, powers: Sequence[ProbePower]) -> li
 
 
 def list_blind_probe(experiment: Experiment, powers: Sequence[ProbePower]) -> list[str]:
-    """List the published effects and margins that the design could not detect, and the effects within their margin, a
+    """List the published effects and margins that the design could not detect, and margins that include the effect, a
     line each."""
     level, lines = LEVEL / max(len(powers), 1), list_wide_margins(experiment)
     for each in powers:

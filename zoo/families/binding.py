@@ -101,7 +101,7 @@ def _bind_choice(node: ast.IfExp, value: object, env: Mapping[str, Any]) -> Bind
 
 def _may_give(node: ast.expr, value: object, env: Mapping[str, Any]) -> bool:
     """Whether a branch may have this value. A literal mapping has only mappings, of its `kind` if that is constant. A
-    function has a mapping only if it can be bound to it. All other branches may have any value."""
+    function has a mapping only if `bind` can invert it. All other branches may have any value."""
     if isinstance(node, ast.Dict):
         stated = {ast.unparse(key): item for key, item in dict_items(node)}.get("'kind'")
         kind = stated.value if isinstance(stated, ast.Constant) else None
@@ -136,7 +136,7 @@ def _bind_words(node: ast.BinOp, text: str, env: Mapping[str, Any]) -> Bindings:
 
 
 def _list_cuts(node: ast.BinOp, text: str) -> Iterator[int]:
-    """Yield the positions at which a concatenation's text may be cut in two operands, the longest right one first."""
+    """Yield the positions that may cut a concatenation's text in two, the longest right operand first."""
     return (cut for cut in range(len(text) + 1) if _may_say(node.left, text[:cut]) and _may_say(node.right, text[cut:]))
 
 

@@ -99,9 +99,9 @@ def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict
 
 
 def list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
-    """List the catalogue's rows for the fields of a family's config.json. The rows of all files come first, under the
-    family's names, without fields that the family lacks. An architecture's `own` rows follow, and replace rows of the
-    same field."""
+    """List the catalogue's rows for the fields of a family's config.json. Rows common to all files come first, under
+    the family's names, without fields that the family lacks. An architecture's `own` rows follow, and replace rows of
+    the same field."""
     known = family.reads | family.defaults.keys() | set(family.harmless) | HARMLESS
     rows = {}
     for name, value in read_catalogue()["config"].items():

@@ -21,7 +21,7 @@ from zoo.spec import Sized
 class EncoderDecoder(Topology, kind="encoder_decoder"):
     """A decoder that reads an encoder's output by cross-attention (Vaswani et al., 2017; T5, BART).
 
-    If the decoder's head is for a task, the decoder reads the source again, shifted right.
+    A decoder whose head classifies or scores texts reads the source again, shifted right.
     """
 
     encoder: Tower

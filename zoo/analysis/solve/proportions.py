@@ -106,8 +106,8 @@ class ComposedModel:
 
     def _key_heads(self, n_heads: int) -> list[int]:
         """List numbers of key-value heads that divide these query heads: the nearest to the model's own ratio, then
-        fewer. The list is empty if the nearest is off by a factor of more than 2. It is empty too if there are query
-        heads for 4 of the model's own groups or more, and they do not fill whole groups."""
+        fewer. The list is empty if the nearest is off by a factor of more than 2, or if query heads for 4 or more of
+        the model's own groups do not fill whole groups."""
         group = self.own["n_heads"] / self.own["n_kv_heads"]
         if n_heads >= 4 * group and n_heads % group:
             return []

@@ -26,7 +26,7 @@ FIRST = "defaults: [/model/llama3-8b@_here_]\n"
 
 
 def write_page(site: Path, **values: Any) -> int:
-    """Write the page into the folder of a site. The price of the first text is included, so that it shows before the
+    """Write the page into the folder of a site. The initial text's price is included, so that it shows before the
     pricing code has loaded. Return the number of files."""
     site = site.resolve()
     folder = (site / PLACE).parent

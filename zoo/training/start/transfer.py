@@ -57,9 +57,9 @@ def transfer(source: Any, target: Any, tensors: Mapping[str, Any], added: str = 
     """Convert the tensors of a model of Spec `source` to those of Spec `target`. Tensors that keep their random initial
     values are named in the result's `fresh`.
 
-    `added` is the way in which added layers are made (`stack`, `identity`); recipes draw from `seed`. With tensors on
-    the meta device this only checks. Raises ConfigError if the towers differ, if a kind of block cannot get added
-    layers by `identity`, and with a line for each kind of tensor that does not fit (at most SHOWN).
+    `added` is how added layers are made (`stack`, `identity`); `seed` is for new random values. With tensors on the
+    meta device this only checks. Raises ConfigError if the towers differ, if a kind of block cannot get added layers by
+    `identity`, and with a line for each kind of tensor that does not fit (at most SHOWN).
     """
     made = Transfer(dict(tensors))
     if source == target:
