@@ -1,6 +1,6 @@
 """Cut the layers of a model into the chunks of a pipeline, balanced by each layer's training FLOPs.
 
-Prices (`zoo.costs.rank_tensors.stages`) and the training program (`zoo.training.layout`) call the same function. A
+Pricing (`zoo.costs.rank_tensors.stages`) and the training program (`zoo.training.layout`) call the same function. A
 layer's time is taken to be proportional to its training FLOPs on one sequence: products and visible pairs, forward and
 backward. An indexer counts its forward pass only. The embedding counts 0, the head its product. Example: with 8 stages
 Llama 3 405B has 15 layers on the first and on the last stage, and 16 on every other (Dubey et al., 2024, Llama 3,

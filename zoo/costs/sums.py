@@ -20,7 +20,7 @@ Note = Callable[[str, Amount], Amount]
 
 
 def keep_value(name: str, value: Amount) -> Amount:
-    """Return a figure unchanged. Prices use this function as their Note."""
+    """Return a figure unchanged. Pricing uses this function as its Note."""
     return value
 
 

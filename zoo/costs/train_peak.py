@@ -182,8 +182,8 @@ class StepMemory:
 
     @cached_property
     def _scales(self) -> tuple[float, float]:
-        """A rank's bytes of gradients ÷ the bytes that a pass on a single rank computes: first before ZeRO and in the
-        pass's dtype, then as the gradients stay until the update."""
+        """A rank's bytes of gradients ÷ the bytes of a pass on a single rank: first before ZeRO in the pass's dtype,
+        then as stored until the update."""
         wider = widths(self.setup)[1] / self._width  # Megatron-LM keeps fp32 gradients, its passes compute 16 bits
         made = sum(map(_sum_gradients, self._chunks))
         if not made or self.setup.ranks == 1:

@@ -1,8 +1,8 @@
 # R rank
 """Describe how a run tunes a model: frozen weights, low-rank adapters, dropout; and the set-up of such a run.
 
-A kind whose layers are tuned differently is split into several kinds (`PricedPart`), because prices take all layers of
-a kind to be equal.
+A kind whose layers are tuned differently is split into several kinds (`PricedPart`), because pricing takes all layers
+of a kind to be equal.
 """
 
 from __future__ import annotations

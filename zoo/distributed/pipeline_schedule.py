@@ -11,7 +11,7 @@ With `zero_bubble_v` the chunks go to the last stage and back: chunk c of the se
 | zero_bubble | 1 or more | Qi et al., 2023, Zero Bubble, ZB-H1: the gradients of weights (W) wait for idle time |
 | zero_bubble_v | 2 | Qi et al., 2023, §6, ZB-V: stages keep equal activations, no more than the first of 1f1b |
 
-Training runs torch's schedules of these names (`zoo.training.pipeline`). The same order is computed here for prices.
+Training runs torch's schedules of these names (`zoo.training.pipeline`). The same order is computed here for pricing.
 """
 
 from __future__ import annotations

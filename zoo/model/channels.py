@@ -2,7 +2,7 @@
 
 A channel is a class in the file of the component that uses it. Components name the channels that they read and give
 (`Spec.takes`, `Spec.gives`). All other code treats channels alike: a tower hands their values from layer to layer,
-prices trace the values, and recorded steps replay them. A pipeline is not cut between the giver and the reader of a
+pricing traces the values, and recorded steps replay them. A pipeline is not cut between the giver and the reader of a
 value.
 """
 
@@ -44,12 +44,12 @@ class Channel:
     shared: ClassVar[bool] = False
     """Whether the channel's value exists before the first layer, so that no layer gives it."""
     ordered: ClassVar[bool] = False
-    """Whether `trace` for a reader needs the given values. Prices then trace the giving kinds of layer before the
+    """Whether `trace` for a reader needs the given values. Pricing then traces the giving kinds of layer before the
     reading ones."""
     named: ClassVar[dict[str, type[Channel]]] = {}
 
     def __init_subclass__(cls, name: str = "") -> None:
-        if name:  # empty if prices make a copy that computes with shadows
+        if name:  # empty in the copy that pricing makes to compute with shadows
             cls.name = name
             cls.named[name] = cls
 
@@ -71,7 +71,7 @@ class Channel:
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        """Whether other layers read the values that layers of this kind give. Prices then count these values as
+        """Whether other layers read the values that layers of this kind give. Pricing then counts these values as
         kept."""
         return True
 
@@ -126,7 +126,7 @@ def _sort(names: Collection[str]) -> tuple[str, ...]:
 
 def _walk(spec: Spec) -> Iterator[Spec]:
     yield spec
-    for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # also works on the class copies of prices
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]  # also works on pricing's copies of classes
         if isinstance(value := getattr(spec, field.name), Spec):
             yield from _walk(value)
 

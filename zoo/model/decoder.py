@@ -43,7 +43,7 @@ class Decoder(Tower, kind="decoder"):
         return {**super().parts(d_model), **({KIND: self.mtp.stack(self)} if self.mtp else {})}
 
     def run(self, m: Any, inputs: Inputs, context: ForwardContext) -> Output:
-        out = Tower.run(self, m, inputs, context)  # by name: prices run a copy of each method on shadows
+        out = Tower.run(self, m, inputs, context)  # by name: pricing runs a copy of each method on shadows
         if self.mtp and m.training and inputs.targets is not None:
             self.mtp.add_loss(self, m, inputs, context, out)
         return out

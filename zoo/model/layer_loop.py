@@ -107,7 +107,7 @@ class PassBefore(Channel, name="passed"):
     staying: ClassVar[str] = "layers are told of a loop's pass before, which another stage may have"
 
     def __init__(self, tower: Tower, m: Weights, ids: Tensor, x: Tensor) -> None:
-        # Prices trace a tower of one layer of each kind, without its loop: x then stands for a previous pass.
+        # Pricing traces a tower of one layer of each kind, without its loop: x then stands for a previous pass.
         self.last = Passed(x, None) if tower.loop is None else None
 
     @classmethod

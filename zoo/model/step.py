@@ -175,8 +175,8 @@ class Step:
         self.choice = self.give(CHOICE, self.keys.choose(pick, k, *queries))
 
     def take_choice(self) -> None:
-        """Restrict attention to the keys that an earlier layer chose. A layer that prices trace by itself has no
-        earlier layer, and takes all keys in a mask of the same form."""
+        """Restrict attention to the keys that an earlier layer chose. A layer traced alone, for pricing, has no earlier
+        one: it takes all keys in a mask of the same form."""
         self.choice = self.read(CHOICE)
         if self.choice is None:
             assert self.positions is not None

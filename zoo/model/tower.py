@@ -148,7 +148,7 @@ class Tower(Topology):
 
     @property
     def unrolled(self) -> Tower:
-        """The tower as its training is priced: modules that only training runs are further layers."""
+        """The tower to price for training: modules used only in training are further layers."""
         return self
 
     @property
@@ -219,7 +219,7 @@ class Tower(Topology):
     def uses(self) -> dict[str, Uses]:
         """The channels that each kind of layer reads and gives."""
         held = self.__dict__.get("_uses")
-        if held is None or held[0] is not self.blocks:  # prices copy a tower and give it other kinds of layer
+        if held is None or held[0] is not self.blocks:  # pricing copies a tower and gives it other kinds of layer
             held = self.__dict__["_uses"] = self.blocks, list_uses(self.blocks)
         return held[1]
 

@@ -17,7 +17,7 @@ class Readout(nn.Module):
     """A two-layer MLP that predicts the token at a position, from the output at the last token plus the position's
     sinusoids.
 
-    It is not part of the model, and prices leave it out.
+    It is not part of the model, and pricing leaves it out.
     """
 
     def __init__(self, d_model: int, vocab_size: int) -> None:

@@ -226,7 +226,7 @@ def price_teachers(settings: Training, setup: Setup, shards: int, *, cuda: bool)
 
 
 def describe_tuning(settings: Training, spec: Topology) -> Tuning:
-    """Return the Tuning that a price needs: which weights train, and what adapters and dropout add to a pass."""
+    """Return the Tuning that pricing needs: which weights train, and what adapters and dropout add to a pass."""
     drops = frozenset(name for name in RATES if settings.dropout and getattr(settings.dropout, name))
     return dataclasses.replace(StartSettings.of(settings).describe_tuning(spec), drops=drops)
 

@@ -33,7 +33,7 @@ LIBRARIES = "hydra omegaconf antlr4 yaml pydantic packaging annotated_types typi
 its Pyodide build is added separately (`zoo.gallery.playground.pyodide`)."""
 
 GROUPS = "activation attention block cross family ffn hardware model norm parametrisation position rope_scaling router"
-"""Folders of conf/ that models and prices read. The folders for training and its data are left out."""
+"""Folders of conf/ that models and pricing read. The folders for training and its data are left out."""
 
 
 def pack(file: Path, wheel: Path | None = None) -> int:

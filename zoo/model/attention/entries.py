@@ -65,7 +65,7 @@ class Entries:
     kernels: list[Any] | None = None  # the kernel that the first of these layers chose
 
     def list_shared(self) -> tuple[Any, ...]:
-        """List the tensors that all layers of a kind read, so that prices of activations count them once."""
+        """List the tensors that all layers of a kind read, so that pricing counts them once."""
         drawn = () if self.joined is None else (self.joined._dense, self.joined._additive)
         return (self.places, self.near, *drawn)
 

@@ -40,7 +40,7 @@ class ChosenKeys(Channel, name=CHOICE):
 
     @classmethod
     def lends(cls, tower: Tower, kind: str) -> bool:
-        return False  # a mask of bits, which prices leave out
+        return False  # a mask of bits, which pricing leaves out
 
     @classmethod
     def trace(cls, at: Shadows) -> None:
@@ -66,7 +66,7 @@ class ChosenKeys(Channel, name=CHOICE):
 
 
 class Indexer(Spec, axis="indexer", default="lightning"):
-    """Choose the keys that a query attends to, among the keys that the mask shows. Prices count all visible keys for
+    """Choose the keys that a query attends to, among the keys that the mask shows. Pricing counts all visible keys for
     the indexer, and the chosen ones for attention."""
 
     owns: ClassVar[bool] = True  # whether it chooses by itself, rather than reusing an earlier layer's choice

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ForGlobal(Linear):
-    """A matrix product that runs only if the input has global tokens. It counts no FLOPs, because prices do not know
-    the input."""
+    """A matrix product that runs only if the input has global tokens. It counts no FLOPs: pricing does not know the
+    input."""
 
     @property
     def flops(self) -> int:

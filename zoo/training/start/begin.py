@@ -94,7 +94,7 @@ class StartSettings:
         return choose_trained(spec, self.freeze, self.train, self.lora is not None)
 
     def describe_tuning(self, spec: Topology, width: int | None = None) -> Tuning:
-        """Return the Tuning that a price needs: which weights train, which adapters are added, and how the frozen
+        """Return the Tuning that pricing needs: which weights train, which adapters are added, and how the frozen
         weights are held. Their storage is read from the base's files; without these, each value has `width` bytes.
         Raises ConfigError for faulty patterns."""
         trained = frozenset(self.choose_trained(spec)) if self.partly else None
