@@ -48,7 +48,8 @@ def spread_experts(spec: Topology, ep: int) -> Any:
 
 
 def shard_model(spec: Topology, tp: int) -> Any:
-    """Give a rank's model under tensor parallelism. Raises ConfigError with a line for each part that refuses."""
+    """Give a rank's model under tensor parallelism. Raises ConfigError with a line for each part that does not
+    divide."""
     if tp == 1:
         return spec
     towers = spec.towers()

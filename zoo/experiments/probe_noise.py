@@ -1,7 +1,7 @@
 """Estimate the noise of a probe's metric: a lower bound, and the spread over stored runs.
 
-Stored runs are recipes/cards and the verdicts of recipes with a probe. They serve a probe's metrics as the noise atlas
-(`noise_atlas`) serves losses.
+Stored runs are recipes/cards and the verdicts of recipes with a probe. The noise atlas (`noise_atlas`) does the same
+for losses.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def refuse(header: Header, fault: str, hint: str) -> CheckpointError:
 def spread_blocks(scales: Tensor, shape: Shape, block: tuple[int, int]) -> Tensor:
     """Repeat the scale of each block over its values: [.., R, C] to [.., rows, columns] of `shape`.
 
-    A matrix of 4 × 6 in blocks of 2 × 4 has 2 × 2 scales; the value at (3, 5) has the last, of a partial block.
+    A matrix of 4 × 6 in blocks of 2 × 4 has 2 × 2 scales; the value at (3, 5) has the last scale.
     """
     rows = scales.repeat_interleave(block[0], -2)[..., : shape[-2], :]
     return rows.repeat_interleave(block[1], -1)[..., : shape[-1]]

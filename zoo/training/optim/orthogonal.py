@@ -62,8 +62,8 @@ class MuonOptimizer(MatrixOptimizer):
             own.add_(self.drop(turned), alpha=-group["lr"] * factor)
 
     def _scale(self, group: dict[str, Any], tensor: Tensor, update: Tensor) -> float:
-        """Return the factor of this process' part of an orthogonal update, which may be changed in place. The factor
-        here gives it the RMS of AdamW's update (Liu et al., 2025)."""
+        """Return the factor of this process' part of an orthogonal `update`, which may be changed in place. Here the
+        factor gives AdamW's RMS (Liu et al., 2025)."""
         return RMS * math.sqrt(max(tensor.shape[-2:]))
 
     def _stack(self, group: dict[str, Any], tensors: list[Tensor]) -> Tensor:
