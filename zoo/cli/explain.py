@@ -56,8 +56,8 @@ def explain_name(name: str) -> dict[str, Any]:
 
 
 def _explain_setting(name: str) -> dict[str, Any] | None:
-    """Describe a setting of training; None for any other name, found without importing zoo.training. If the grammar has
-    the name too (`parallel`), `also` lists its places there."""
+    """Describe a setting of training; None for any other name, without importing zoo.training. If the grammar has the
+    name too (`parallel`), `also` lists its places there."""
     from zoo.analysis.grammar_names import find_places
     from zoo.grammar.vocabulary import list_axes
     from zoo.paths import read_conf

@@ -387,8 +387,8 @@ def _states(cfg: DictConfig, key: str) -> bool:
 
 
 def _read_raw(cfg: DictConfig, key: str) -> Any:
-    """Read the value at a dotted key as plain data, an interpolation as its text. If the key's parents do not all
-    exist, read the last name in the deepest existing mapping: the value that a patch would change."""
+    """Read the value at a dotted key as plain data, an interpolation as its text. If some parents of the key are
+    missing, look its last name up in the deepest existing mapping, whose value a patch would change."""
     above, _, name = key.rpartition(".")
     node = descend(cfg, above)[0] if above else cfg
     raw: Any = {} if node is None else OmegaConf.to_container(node, resolve=False)

@@ -43,7 +43,7 @@ class ActivationStats:
 
     def describe(self) -> dict[str, Any]:
         """Return the root mean square and the largest magnitude as plain data. For outputs that are added to the
-        residual stream, also the root mean square with the factor (`added`)."""
+        residual stream, also the root mean square times `factor` (`added`)."""
         rms = math.sqrt(self.squares / max(self.count, 1))
         about = {"path": self.path, "axis": self.axis, "kind": self.kind, "rms": rms, "largest": self.largest}
         return about | ({"joins": self.joins, "added": rms * self.factor} if self.joins else {})

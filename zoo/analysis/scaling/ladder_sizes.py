@@ -1,4 +1,4 @@
-"""Choose the sizes of a ladder, one architecture scaled by one rule, and each size's learning rate, batch and lengths.
+"""Choose a ladder's sizes (one architecture scaled by one rule), and each size's learning rate, batch and lengths.
 
 Sizes keep the model's d_model / n_layers, head_dim, query heads per key head and d_ff / d_model. Each size has one run,
 which decays its learning rate at several lengths (`schedule=wsd_s`). Each length gives a point of the scaling law. The
