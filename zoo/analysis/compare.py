@@ -103,8 +103,8 @@ def _find_own(kind: str) -> str:
 
 def pair_figures(first: Spec, second: Spec, priced: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the figures of two models with kinds of layer under common names: `near/global` for two kinds that
-    `compare_fields` pairs. A kind that is in several pairs has its figure under each of their names. A sum over all
-    layers of a kind would then count twice: it keeps the kind's own name if either kind of a pair is in another."""
+    `compare_fields` pairs. A kind that is in several pairs has its figure under each of their names. A sum over a
+    kind's layers must not count twice: it keeps the kind's own name if a kind of the pair is in several."""
     from zoo.grammar import to_dict
 
     one, other = to_dict(first), to_dict(second)

@@ -112,8 +112,8 @@ class Flow:
 
 def find_joins(block: Any) -> dict[str, tuple[str, float]]:
     """Find the modules of a layer whose outputs are added to the residual stream. Return the sub-layer's name and the
-    constant factor by module. If a norm or a convolution follows a sub-layer, its output counts instead. Modules inside
-    a sub-layer do not count."""
+    constant factor by module. If a norm or a convolution follows a sub-layer, it counts instead. Modules inside a
+    sub-layer do not count."""
     spec = block.spec
     if isinstance(spec, SubLayers):
         return {each.conv or each.out_norm or each.name: (each.name, each.scale) for each in spec.sublayers}

@@ -1,8 +1,8 @@
 # B rows, T tokens, N tokens of continuations or of a pass end to end, D model width
 """Score continuations: the log-likelihood of tokens after a context, for many continuations together.
 
-On a CPU a context that several continuations share is computed once, if all layers see all earlier tokens and enough
-tokens are saved. Each continuation is then a row of the KV cache that begins with the context's own slots, so one pass
+On a CPU a context that several continuations share is computed once, if all layers see all earlier tokens and sharing
+spares enough. Each continuation is then a row of the KV cache that begins with the context's own slots, so one pass
 writes the context's keys and values and reads them many times. Otherwise each continuation has a separate row with its
 context.
 """
