@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import zoo
+from pages.zoo_page import config_of
 from support.family_cases import CASES, ONE_EACH
 from support.packaged_specs import one_in
 from support.reference_models import CLOSE, Case, both, near, pair, tensors
@@ -17,6 +18,7 @@ from zoo.checkpoint import hf
 from zoo.checkpoint.inverse import try_family
 from zoo.checkpoint.mapping import map_tensors, matches
 from zoo.families.described import read_body
+from zoo.families.family import find_name, read_family
 
 PLAIN = [case for case in CASES if case.name.startswith(("llama-", "bloom-", "mpt-"))]  # every RoPE, and slopes
 
@@ -47,6 +49,13 @@ def _rotates(config: str) -> bool:
 
 
 TURNED = every([case for case in CASES if _rotates(case.config)], quick=FEW)
+
+
+def test_the_config_of_every_case_is_read():
+    """Most of a family's cases are built in the slow tests alone: a value refused by mistake would be found late."""
+    for case in CASES:
+        config = config_of(case)
+        read_family(find_name(config["model_type"])).body(config, case.name)
 
 
 @EVERY

@@ -20,6 +20,7 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +104,21 @@ def flash_attn(folder: str) -> Any:
         torch.library.register_kernel(f"flash_attn::_flash_attn_{name}", "cpu", operator._init_fn)
     metadata = importlib.import_module("flash_attn.flash_attn_triton_amd.utils").MetaData
     metadata.need_alibi = _need_alibi
+    interface.flash_attn_varlen_func = _without_empty(interface.flash_attn_varlen_func)
+    module.flash_attn_varlen_func = interface.flash_attn_varlen_func
     return module
+
+
+def _without_empty(varlen: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave empty sequences at the end out: for one, this backend's early exit writes the logsumexp of `max_seqlen_q`
+    tokens behind the last (fwd_prefill.py, `l_ptrs_mask`), beyond the tensor. On CUDA flash-attn returns before it."""
+
+    def call(*qkv: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **given: Any) -> Any:
+        lengths = torch.stack((cu_seqlens_q, cu_seqlens_k)).diff().sum(0)
+        kept = int(lengths.nonzero().max()) + 2
+        return varlen(*qkv, cu_seqlens_q=cu_seqlens_q[:kept], cu_seqlens_k=cu_seqlens_k[:kept], **given)
+
+    return call
 
 
 def _need_alibi(self: Any, slopes: Tensor, batch: int, heads: int) -> None:

@@ -89,8 +89,8 @@ are the halves of a backward pass, for inputs and for weights; in a layer of pro
 - **`1f1b`** where microbatches are many (m ≥ 8·p: it waits 11 % of a step at most), where memory is short, and with `shard` and recomputation.
 - **`interleaved`** where they are few and the link between stages is fast: it waits 1/v of that, for v times the sends and up to
   half as many activations more. It takes as many microbatches as come out even in rounds of p.
-- **`zero_bubble`** where they are few and every stage has room for what the first one keeps. Its backward pass is in two
-  halves, so it goes with neither `shard`, recomputation nor `cp_comm=ring`. `zero_bubble_v` waits least; it takes 2·p − 1 microbatches or more.
+- **`zero_bubble`** where they are few and every stage has room for what the first one keeps, and for the gradients that weights
+  wait with (`train_peak` counts them; [46 % more](meshes.md) on the last of two stages). Its backward pass is in two halves, so it goes with neither `shard`, recomputation nor `cp_comm=ring`. `zero_bubble_v` waits least; it takes 2·p − 1 microbatches or more.
 
 `tests/training/test_pipeline.py` runs all four on processes whose layers sleep a known time: each waits within 10 % of these formulas.
 

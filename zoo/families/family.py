@@ -14,7 +14,7 @@ YAML for each family.
       ForTokenClassification: {model: {head: {kind: token, labels: =labels()}}, keys: {head.out: classifier}}
                                          # (those that many families have in common are in conf/tasks.yaml)
     defaults: {attention_bias: false}    # values of fields that a config.json may leave out
-    unset: [num_key_value_heads]         # fields that it may leave out, and which are then null
+    unset: [num_key_value_heads]         # fields that it may leave out, then null; free of what its base requires
     requires: {pretraining_tp: 1}        # fields that must have this value, else the config is refused
     harmless: [use_cache]                # fields that do not change the model's outputs
     model:                               # in the model grammar; `=…` is evaluated over the fields (expression.py)
@@ -56,7 +56,7 @@ import copy
 import functools
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,10 @@ def _read_usual() -> Family:
 def parse_family(name: str, node: dict[str, Any]) -> Family:
     """Make the family that a YAML describes. Modifies the node."""
     base = read_family(node.pop("like")) if "like" in node else None if "towers" in node else _read_usual()
-    node["defaults"] = {**dict.fromkeys(node.pop("unset", ())), **node.get("defaults", {})}
+    unset = dict.fromkeys(node.pop("unset", ()))
+    node["defaults"] = {**unset, **node.get("defaults", {})}
+    if base and unset.keys() & base.requires.keys():
+        base = replace(base, requires={key: value for key, value in base.requires.items() if key not in unset})
     node = write_out_keys(node, base.keys if base else {})
     node = _like(base, node) if base else node
     node["stated"], node["model"] = node["model"], _combine_layers(node["model"])
