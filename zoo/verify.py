@@ -219,7 +219,7 @@ def _kept(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
     saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def pack(tensor: torch.Tensor) -> _Saved:
-        made = _Saved(tensor)
+        made = _Saved(tensor.detach())  # a result itself would keep its grad_fn, and so all that this saves
         saved.add(made)
         return made
 
