@@ -22,7 +22,8 @@ ROOM = 2**22
 
 class QuantisedLayout:
     """One quantised weight. It is found by a tensor whose name is a stem plus one of `marks`. The weight's tensors are
-    named by the stem plus an end from `ends` (by role); the dequantised weight is named by the stem plus `target`.
+    named by the stem plus an end from `ends` (by role); the dequantised weight is named by the stem plus `target`. The
+    tensor of role `weight` is of one of the dtypes `stored`, if these are named.
 
     The initialiser sets `shape`, the shape of the weight, from headers. It may set `grain`: rows are dequantised in
     multiples of `grain`.
@@ -31,6 +32,7 @@ class QuantisedLayout:
     marks: ClassVar[tuple[str, ...]]
     ends: ClassVar[Mapping[str, str]]
     optional: ClassVar[frozenset[str]] = frozenset()
+    stored: ClassVar[tuple[str, ...]] = ()
     target: ClassVar[str] = ".weight"
     shape: Shape
     grain: int = 1
@@ -41,7 +43,8 @@ class QuantisedLayout:
     @classmethod
     def fits(cls, parts: Mapping[str, Header]) -> bool:
         """Whether the tensors of a stem, by role, have this layout, judged by names and dtypes."""
-        return all(role in parts for role in cls.ends if role not in cls.optional)
+        there = all(role in parts for role in cls.ends if role not in cls.optional)
+        return there and (not cls.stored or parts["weight"].dtype in cls.stored)
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         """Dequantise rows `start` to `stop` - 1 of the weight to float32."""

@@ -58,7 +58,7 @@ class PackedFloat4(QuantisedLayout):
         "input": ".input_global_scale",
     }
     optional = frozenset({"whole", "input"})
-    stored: ClassVar[str] = "U8"  # the dtype of two codes
+    stored = ("U8",)  # two codes
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
         height, packed = parts["weight"].shape
@@ -67,10 +67,6 @@ class PackedFloat4(QuantisedLayout):
         if parts["scale"].shape != (height, groups) or self.shape[1] % groups:
             raise refuse(parts["scale"], f"scales no weight of shape {list(self.shape)}", "a whole file")
         self.group = self.shape[1] // groups
-
-    @classmethod
-    def fits(cls, parts: Mapping[str, Header]) -> bool:
-        return super().fits(parts) and parts["weight"].dtype == cls.stored
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         scales = read_scales(held["scale"][start:stop], self.exponents)
@@ -90,7 +86,7 @@ class Float4Beside(PackedFloat4):
     marks = (".scale",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
     optional = frozenset()
-    stored = "I8"
+    stored = ("I8",)
 
 
 class Float4Experts(QuantisedLayout):

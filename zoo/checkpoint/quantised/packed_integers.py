@@ -25,6 +25,7 @@ class PackedIntegers(QuantisedLayout):
         "groups": ".weight_g_idx",
     }
     optional = frozenset({"zero", "groups"})
+    stored = ("I32",)
     grain = 32
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
@@ -38,10 +39,6 @@ class PackedIntegers(QuantisedLayout):
             found = f"has shape {list(parts['weight'].shape)} for a weight {[height, width]}"
             raise refuse(parts["weight"], found, f"one of {', '.join(map(str, stated))} bits, without padding")
         self.shape, self.bits, self.group = (height, width), fitting[0], -(-width // groups)
-
-    @classmethod
-    def fits(cls, parts: Mapping[str, Header]) -> bool:
-        return super().fits(parts) and parts["weight"].dtype == "I32"
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         width = self.shape[1]

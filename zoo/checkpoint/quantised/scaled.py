@@ -27,6 +27,7 @@ class ScaledWeight(QuantisedLayout):
         "zero": "_zero_point",
     }
     optional = frozenset({"inverse", "scale", "zero"})
+    stored = STORED
     target = ""
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
@@ -35,10 +36,6 @@ class ScaledWeight(QuantisedLayout):
         self.block = find_block(self.shape, scale, settings)
         self.grain = self.block[0] if len(self.shape) == 2 else 1
         self.exponents = scale.dtype in ("U8", "F8_E8M0")
-
-    @classmethod
-    def fits(cls, parts: Mapping[str, Header]) -> bool:
-        return super().fits(parts) and parts["weight"].dtype in STORED
 
     def rows(self, held: Mapping[str, Tensor], start: int, stop: int) -> Tensor:
         values = held["weight"][start:stop].float()
@@ -67,11 +64,8 @@ class ScaledBeside(ScaledWeight):
     marks = (".scale",)
     ends: ClassVar[Mapping[str, str]] = {"weight": ".weight", "scale": ".scale"}
     optional = frozenset()
+    stored = ("F8_E4M3", "F8_E5M2")
     target = ".weight"
-
-    @classmethod
-    def fits(cls, parts: Mapping[str, Header]) -> bool:
-        return super().fits(parts) and parts["weight"].dtype != "I8"
 
 
 def read_scales(scales: Tensor, exponents: bool) -> Tensor:

@@ -28,6 +28,7 @@ class TorchAO(ScaledWeight):
         "input_zero": "._weight_act_quant_zero_point",
     }
     optional = frozenset({"zero", "input_scale", "input_zero"})
+    stored = ()  # CLASSES decide
     target = ".weight"
 
     def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
@@ -39,7 +40,3 @@ class TorchAO(ScaledWeight):
             found = f"is of torchao's class {shorten(str(kind))}, which is not read"
             raise refuse(parts["weight"], found, f"one of {', '.join(CLASSES)}")
         super().__init__(settings, parts, read)
-
-    @classmethod
-    def fits(cls, parts: Mapping[str, Header]) -> bool:
-        return "weight" in parts and "scale" in parts
