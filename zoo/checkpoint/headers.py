@@ -1,42 +1,39 @@
-"""Compare the header of a tensor file with the names and shapes that a model expects."""
+"""Compare the tensors of a file with the names and shapes that a model expects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zoo.checkpoint.tensor_files import read_header
 from zoo.errors import CheckpointError, did_you_mean
 from zoo.untrusted.printable import list_first, shorten
 
-
-def check_tensors(file: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare a file's names and shapes with those expected, as `compare_shapes` does."""
-    compare_shapes(file, {name: header.shape for name, header in read_header(file).items()}, expected)
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def compare_shapes(file: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def compare_shapes(file: Path, found: Shapes, expected: Shapes) -> None:
     """Compare names and shapes of tensors with those expected. Raises CheckpointError, one line for each difference
     (the first few of each sort). A scalar may be stored with shape [1]."""
-    unexpected = [name for name in found if name not in expected]
-    missing = [name for name in expected if name not in found]
-    misshaped = [
-        name
-        for name, shape in expected.items()
-        if name in found and found[name] != shape and (found[name], shape) != ((1,), ())
-    ]
+    found = {name: () if (shape, expected.get(name)) == ((1,), ()) else shape for name, shape in found.items()}
+    missing, strange = [n for n in expected if n not in found], [n for n in found if n not in expected]
+    said = "belongs to no part of the model (leave it out)"
+    if faults := describe_differences(file, found, expected, missing, strange, said):
+        raise CheckpointError(*faults)
+
+
+def describe_differences(
+    file: Path, found: Shapes, expected: Shapes, missing: Sequence[str], strange: Sequence[str], said: str
+) -> list[str]:
+    """Describe the tensors that a file lacks, those that are strange (in the words `said`), and those with another
+    shape than expected: a line for each of the first few of each sort."""
+    misshaped = [name for name, shape in expected.items() if name in found and found[name] != shape]
 
     def describe_missing(name: str) -> str:
-        shape = list(expected[name])
-        return f"{file}: {name} is missing, of shape {shape}{did_you_mean(name, unexpected)}"
-
-    def describe_unexpected(name: str) -> str:
-        return f"{file}: {shorten(name)} belongs to no part of the model (leave it out)"
+        return f"{file}: {name} is missing, of shape {list(expected[name])}{did_you_mean(name, strange)}"
 
     def describe_misshaped(name: str) -> str:
         return f"{file}: {name} has shape {list(found[name])}, the model's is {list(expected[name])}"
 
-    faults = list_first(missing, describe_missing, file) + list_first(unexpected, describe_unexpected, file)
-    faults += list_first(misshaped, describe_misshaped, file)
-    if faults:
-        raise CheckpointError(*faults)
+    faults = list_first(missing, describe_missing, file)
+    faults += list_first(strange, lambda name: f"{file}: {shorten(name)} {said}", file)
+    return faults + list_first(misshaped, describe_misshaped, file)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint import gguf
 from zoo.checkpoint.conversion import Entry
+from zoo.checkpoint.headers import describe_differences
 from zoo.checkpoint.hf.multimodal_folder import Whole, check_wrapper, take_text
 from zoo.checkpoint.mapping import fill_braces, map_tensors, matches
 from zoo.checkpoint.quantised import FIELD, unpack_headers
 from zoo.checkpoint.tensor_files import Header, TensorReader, read_headers
-from zoo.errors import ConfigError, did_you_mean
+from zoo.errors import ConfigError
 from zoo.families import family as families
 from zoo.families.binding import try_evaluate
 from zoo.families.body import Body
@@ -28,7 +29,6 @@ from zoo.families.family import Family
 from zoo.families.multimodal import find_wrapper
 from zoo.lazy import torch
 from zoo.model.head import can_be_tied
-from zoo.untrusted.printable import list_first, shorten
 
 if TYPE_CHECKING:
     from zoo.checkpoint.stored import WholeSpec
@@ -166,23 +166,10 @@ def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
     """Describe the tensors that are missing, that have no row in the name map, or that have a wrong shape: a line for
     each of the first few."""
-    body, folder = source.body, source.file or source.folder
     wanted, missing, strange = _compare_names(mapped, found, source)
-    misshaped = [name for name, shape in wanted.items() if name in found and found[name].shape != shape]
-
-    def describe_missing(name: str) -> str:
-        shape = list(wanted[name])
-        return f"{folder}: {name} is missing, of shape {shape}{did_you_mean(name, strange)}"
-
-    def describe_strange(name: str) -> str:
-        said = f"has no row in the map of {body.family.name} (it belongs to no part of the model)"
-        return f"{folder}: {shorten(name)} {said}"
-
-    def describe_misshaped(name: str) -> str:
-        return f"{folder}: {name} has shape {list(found[name].shape)}, the model's is {list(wanted[name])}"
-
-    faults = list_first(missing, describe_missing, folder) + list_first(strange, describe_strange, folder)
-    return faults + list_first(misshaped, describe_misshaped, folder)
+    shapes = {name: header.shape for name, header in found.items()}
+    said = f"has no row in the map of {source.family.name} (it belongs to no part of the model)"
+    return describe_differences(source.file or source.folder, shapes, wanted, missing, strange, said)
 
 
 def _compare_names(
