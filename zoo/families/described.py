@@ -115,7 +115,8 @@ FLOAT = "__float__"
 FLOATS = ("Infinity", "-Infinity", "NaN")
 
 
-def _float(node: dict[str, Any]) -> Any:
+def read_float(node: dict[str, Any]) -> Any:
+    """Return the float that a mapping stands for (FLOAT), or any other mapping unchanged."""
     return float(node[FLOAT]) if node.get(FLOAT) in FLOATS and len(node) == 1 else node
 
 
@@ -134,7 +135,7 @@ def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTIN
     """Read a JSON file of at most `most` bytes that holds an object of this shape. Raises CheckpointError for any other
     file, and if there is none."""
     try:
-        return read_any(file, shape, most=most, hook=_float)
+        return read_any(file, shape, most=most, hook=read_float)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -35,7 +35,6 @@ class Draft:
     requires: Mapping[str, Any] = field(default_factory=dict)
     derive: Mapping[str, Any] = field(default_factory=dict)
     harmless: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
@@ -46,25 +45,11 @@ class Draft:
 
     def to_node(self) -> dict[str, Any]:
         """Convert the draft to plain data, without empty keys."""
-        about = {
-            "title": self.model_type,
-            "source": "not known to the draft",
-            **({"head": self.head} if self.head else {}),
-        }
+        about = {"title": self.model_type, "source": "not known to the draft"}
+        about |= {"head": self.head} if self.head else {}
         node: dict[str, Any] = {"about": about, "like": self.base, "model_type": self.model_type}
-        for name in (
-            "architectures",
-            "aliases",
-            "defaults",
-            "requires",
-            "derive",
-            "harmless",
-            "ignore",
-            "model",
-            "keys",
-        ):
-            value = getattr(self, name)
-            if value:
+        for name in (each.name for each in fields(self) if each.name not in ("base", "model_type", "head", "assumed")):
+            if value := getattr(self, name):
                 node[name] = list(value) if isinstance(value, tuple) else copy.deepcopy(dict(value))
         return node
 

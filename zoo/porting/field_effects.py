@@ -24,15 +24,14 @@ NOTHING = 1e-6
 class Effect:
     """Another value of a field, and the reference with this value. `changes` says whether outputs or shapes differ."""
 
-    name: str
     value: Any
     reference: Reference
     changes: bool
 
 
-def list_effects(maker: Maker, reference: Reference, names: Iterable[str], most: int = 1) -> dict[str, list[Effect]]:
-    """Set each field to at most `most` other values that the reference accepts. Returns the effects by field."""
-    return {name: list(_try_values(maker, reference, name, most)) for name in names}
+def find_effects(maker: Maker, reference: Reference, names: Iterable[str]) -> dict[str, Effect | None]:
+    """Set each field to another value that the reference accepts. None for a field of which it accepts no other."""
+    return {name: next(_try_values(maker, reference, name), None) for name in names}
 
 
 def list_fields(reference: Reference) -> list[str]:
@@ -45,21 +44,16 @@ def _types(config_class: type[PreTrainedConfig]) -> dict[str, str]:
     return {each.name: str(each.type) for each in dataclasses.fields(config_class)}
 
 
-def _try_values(maker: Maker, reference: Reference, name: str, most: int) -> Iterator[Effect]:
+def _try_values(maker: Maker, reference: Reference, name: str) -> Iterator[Effect]:
     now = reference.config[name]
-    others = list_other_values(name, now, _types(maker.config_class).get(name, ""))
-    tried = [value for value in others if value != now or type(value) is not type(now)]
-    found = 0
-    for value in tried:
-        if found == most:
-            return
+    for value in list_other_values(name, now, _types(maker.config_class).get(name, "")):
+        if value == now and type(value) is type(now):
+            continue
         try:
             made = maker.make({**reference.config, name: value})
-            changes = not _is_same(made.stages, reference.stages) or made.shapes != reference.shapes
+            yield Effect(value, made, not _is_same(made.stages, reference.stages) or made.shapes != reference.shapes)
         except Illegal:
             continue
-        found += 1
-        yield Effect(name, value, made, changes)
 
 
 def _is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

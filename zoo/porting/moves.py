@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from zoo.errors import ConfigError
 from zoo.families.expression import Expression, is_expression, read_names
 from zoo.families.family import read_family
 from zoo.grammar import from_dict, to_dict
@@ -48,18 +49,21 @@ class Move:
         made = draft.with_model(self.patch).with_keys(self.keys)
         return replace(made, derive={**made.derive, **self.derive})
 
-    def edit(self, outcome: TrialOutcome) -> Spec:
-        """Set the single field in an outcome's Spec. Raises ConfigError for an illegal value."""
+    def edit(self, outcome: TrialOutcome) -> Spec | None:
+        """Set the single field in an outcome's Spec; None for an illegal value."""
         assert self.spot is not None
         node = to_dict(outcome.spec)
         name, value = self.value
-        if value == "${norm}":
-            value = node["norm"]
-        elif is_expression(value):
-            value = Expression(value[1:]).value(outcome.body.fields)
-        for owner in self.spot.owners:
-            functools.reduce(lambda inner, key: inner[key], owner, node)[name] = value
-        return from_dict(node)
+        try:
+            if value == "${norm}":
+                value = node["norm"]
+            elif is_expression(value):
+                value = Expression(value[1:]).value(outcome.body.fields)
+            for owner in self.spot.owners:
+                functools.reduce(lambda inner, key: inner[key], owner, node)[name] = value
+            return from_dict(node)
+        except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
 
 
 def list_spots(draft: Draft, outcome: TrialOutcome) -> list[Spot]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from zoo.families.expression import is_expression
 from zoo.families.family import HARMLESS, Family, family_folder, family_names, read_family
@@ -13,22 +12,11 @@ from zoo.porting.draft import find_aliases
 from zoo.porting.reference_model import Maker, Reference
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """Similarity of a family to a reference: the Jaccard index of names of tensors, and of fields (0 to 1 each)."""
-
-    family: str
-    tensors: float
-    fields: float
-
-    @property
-    def total(self) -> float:
-        return self.tensors + self.fields
-
-
-def rank_families(maker: Maker, reference: Reference) -> list[Likeness]:
-    """Rank the families of the reference's topology, nearest first, without the type's own and its descendants."""
-    names, fields = name_patterns(reference), _list_fields(reference)
+def rank_families(maker: Maker, reference: Reference) -> list[str]:
+    """Rank the families of the reference's topology, nearest first, without the type's own and its descendants. The
+    similarity is the Jaccard index of names of tensors plus that of fields."""
+    names = {name_pattern(name, reference.prefix) for name in reference.tensors}
+    fields = {name for name, value in reference.config.items() if name not in HARMLESS and value is not None}
     found = []
     for name in list_others(maker.model_type):
         family = read_family(name)
@@ -38,8 +26,8 @@ def rank_families(maker: Maker, reference: Reference) -> list[Likeness]:
         aliases = {**family.aliases, **find_aliases(family, maker, reference.config)}
         read = (family.reads | set(family.defaults)) - HARMLESS
         own = {aliases.get(field, field) for field in fields}
-        found.append(Likeness(name, _jaccard(names, theirs), _jaccard(own, read & {*own, *family.defaults})))
-    return sorted(found, key=lambda each: (-each.total, each.family))
+        found.append((-_jaccard(names, theirs) - _jaccard(own, read & {*own, *family.defaults}), name))
+    return [name for _, name in sorted(found)]
 
 
 @functools.cache
@@ -64,13 +52,9 @@ def read_base(name: str) -> str | None:
     return match[1] if match else None
 
 
-def name_patterns(reference: Reference) -> set[str]:
-    """List the names of a reference's modules, with # for a layer's index, @ for an expert's, ~ for the prefix."""
-    return {name_pattern(name, reference.prefix) for name in reference.tensors}
-
-
 def name_pattern(name: str, prefix: str) -> str:
-    """Replace indices and prefix: `model.layers.3.mlp.experts.0.w1.weight` → `~layers.#.mlp.experts.@.w1`."""
+    """Replace a layer's index by #, an expert's by @ and the prefix by ~: `model.layers.3.mlp.experts.0.w1.weight` →
+    `~layers.#.mlp.experts.@.w1`."""
     text = re.sub(r"\.(weight|bias)$", "", name)
     text = f"~{text.removeprefix(prefix)}" if prefix and text.startswith(prefix) else text
     text = re.sub(r"\.\d+(?=\.|$)", ".#", text, count=1)
@@ -83,10 +67,6 @@ def _list_rows(family: Family) -> Iterator[str]:
         for text in texts:
             for each in text.partition("|")[0].split("+"):
                 yield re.sub(r"\.(weight|bias)$", "", each.strip())
-
-
-def _list_fields(reference: Reference) -> set[str]:
-    return {name for name, value in reference.config.items() if name not in HARMLESS and value is not None}
 
 
 def _jaccard(a: set[str], b: set[str]) -> float:

@@ -11,10 +11,9 @@ import torch
 
 from zoo.checkpoint.inverse import try_family
 from zoo.checkpoint.likeness import list_spec_differences
-from zoo.errors import ConfigError
 from zoo.porting.draft import Draft
-from zoo.porting.field_effects import Effect, list_effects, list_fields
-from zoo.porting.moves import Move, list_borrowed, list_placements
+from zoo.porting.field_effects import Effect, find_effects, list_fields
+from zoo.porting.moves import list_borrowed, list_placements
 from zoo.porting.nearest import list_others
 from zoo.porting.reference_model import Illegal, Maker, Reference
 from zoo.porting.trial import CLOSE, TrialOutcome, measure_gap, try_draft
@@ -130,10 +129,9 @@ def place_fields(
     mapping; other values are then refused. Returns the draft and a verdict for each field.
     """
     said: dict[str, str] = {}
-    effects = list_effects(maker, reference, list_fields(reference))
-    for name, tried in effects.items():
-        verdict = _judge(draft, tried)
-        if verdict.startswith(("WRONG", "unread", UNPLACED)):
+    for name, tried in find_effects(maker, reference, list_fields(reference)).items():
+        verdict = "not tried: the reference takes no other value" if tried is None else _judge(draft, name, tried)
+        if tried is not None and verdict.startswith(("WRONG", "unread", UNPLACED)):
             placed = _place(draft, reference, name, tried, near)
             if placed is not None:
                 draft, text = placed
@@ -148,31 +146,25 @@ def place_fields(
     return replace(draft, harmless=tuple(harmless), requires={**draft.requires, **requires}, assumed=()), said
 
 
-def _judge(draft: Draft, tried: list[Effect]) -> str:
-    """Return the verdict on a field, from how the draft reads the references in which the field has other values."""
-    if not tried:
-        return "not tried: the reference takes no other value"
-    family = draft.to_family()
-    name = family.aliases.get(tried[0].name, tried[0].name)
-    if not any(each.changes for each in tried):
+def _judge(draft: Draft, name: str, tried: Effect) -> str:
+    """Return the verdict on a field, from how the draft reads the reference in which the field has another value."""
+    if not tried.changes:
         return "harmless"
-    for each in tried:
-        outcome = try_draft(draft, each.reference)
-        if outcome.spec is None:
-            return f"refused ({outcome.faults[0]})"
-        if outcome.unplaced:
-            return f"{UNPLACED} ({[*outcome.strange, *outcome.missing, *outcome.misshapen, *outcome.lost][0]})"
-        if not outcome.is_equal:
-            if name not in family.reads:
-                return "unread, and it changes what the reference computes"
-            return f"WRONG for {each.value!r}"
-    return "read"
+    outcome = try_draft(draft, tried.reference)
+    if outcome.spec is None:
+        return f"refused ({outcome.faults[0]})"
+    if outcome.unplaced:
+        return f"{UNPLACED} ({[*outcome.strange, *outcome.missing, *outcome.misshapen, *outcome.lost][0]})"
+    if outcome.is_equal:
+        return "read"
+    family = draft.to_family()
+    is_read = family.aliases.get(name, name) in family.reads
+    return f"WRONG for {tried.value!r}" if is_read else "unread, and it changes what the reference computes"
 
 
-def _place(
-    draft: Draft, reference: Reference, name: str, tried: list[Effect], near: list[str]
-) -> tuple[Draft, str] | None:
-    """Find a change with which the draft reads the original and all tried values of a field as the reference does."""
+def _place(draft: Draft, reference: Reference, name: str, tried: Effect, near: list[str]) -> tuple[Draft, str] | None:
+    """Find a change with which the draft reads the original and the tried value of a field as the reference does. Of
+    changes of one field, only those that leave the tiny model's Spec unchanged are tried."""
     now = try_draft(draft, reference)
     if not now.is_equal:
         return None
@@ -182,10 +174,10 @@ def _place(
         *list_borrowed(draft, reference.config, others, {name})[:BORROWED],
     ]
     for move in moves:
-        if move.spot is not None and not _fits(move, now, reference, tried):
+        if move.spot is not None and move.edit(now) != now.spec:
             continue
         made = move.apply(draft)
-        if all(try_draft(made, each).is_equal for each in (reference, *(one.reference for one in tried))):
+        if all(try_draft(made, each).is_equal for each in (reference, tried.reference)):
             return made, move.text
     return None
 
@@ -195,14 +187,6 @@ UNPLACED = "refused for tensors without a place"
 
 BORROWED = 12
 """Maximum number of other families' uses of a field that are tried."""
-
-
-def _fits(move: Move, now: TrialOutcome, reference: Reference, tried: list[Effect]) -> bool:
-    """Whether a change of one field leaves the tiny model's Spec unchanged; only such changes are tried."""
-    try:
-        return move.edit(now) == now.spec
-    except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        return False
 
 
 def count_fields(fields: Mapping[str, str]) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ import torch
 
 from zoo.checkpoint.verify_folder import require_transformers
 from zoo.errors import ConfigError, did_you_mean, short
+from zoo.families.described import read_float
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -62,7 +63,6 @@ class Illegal(Exception):
 class Reference:
     """A tiny random model of transformers, with its config.json, and its tensors by their names in files."""
 
-    model_type: str
     config: dict[str, Any]
     tensors: dict[str, torch.Tensor]
     model: Any
@@ -189,7 +189,7 @@ class Maker:
                 tensors = _read_tensors(Path(place))
         except Exception as error:  # transformers' code may raise anything
             raise Illegal(short(error)) from error
-        return Reference(self.model_type, dict(config), tensors, model)
+        return Reference(dict(config), tensors, model)
 
     def make_first(self) -> Reference:
         """Make the reference of the tiny config. Raises ConfigError if it cannot be built or run."""
@@ -225,12 +225,8 @@ def _is_size(name: str, value: object) -> bool:
 
 
 def _to_json(config: PreTrainedConfig) -> dict[str, Any]:
-    node = json.loads(config.to_json_string(use_diff=False), object_hook=_read_infinity)
+    node = json.loads(config.to_json_string(use_diff=False), object_hook=read_float)
     return {name: value for name, value in node.items() if name not in NO_FIELDS and not name.startswith("_")}
-
-
-def _read_infinity(node: dict[str, Any]) -> Any:
-    return float(node["__float__"]) if set(node) == {"__float__"} else node
 
 
 def _draw_values(model: torch.nn.Module) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from zoo.checkpoint.inverse import FIRST
 from zoo.errors import ConfigError
 from zoo.porting.draft import Draft, start_draft
-from zoo.porting.field_effects import list_effects, list_fields
+from zoo.porting.field_effects import find_effects, list_fields
 from zoo.porting.moves import (
     Move,
     is_relevant,
@@ -18,7 +18,7 @@ from zoo.porting.moves import (
     list_placements,
     list_positions,
 )
-from zoo.porting.nearest import Likeness, list_others, rank_families
+from zoo.porting.nearest import list_others, rank_families
 from zoo.porting.reference_model import Maker, Reference
 from zoo.porting.tensor_rows import place_tensors
 from zoo.porting.trial import TrialOutcome, try_draft, try_spec
@@ -39,8 +39,7 @@ class Attempt:
 
     draft: Draft
     outcome: TrialOutcome
-    likeness: Likeness
-    steps: list[str] = field(default_factory=list)
+    steps: list[str]
 
     @property
     def size(self) -> int:
@@ -54,12 +53,11 @@ def search(
 ) -> tuple[Attempt, list[Attempt]]:
     """Find the draft nearest to a reference. Returns its attempt, and the unchanged attempts of the nearest families.
     Raises ConfigError if no family is of the reference's topology."""
-    ranked = rank_families(maker, reference)[:TRIED]
-    if not ranked:
+    near = rank_families(maker, reference)[:TRIED]
+    if not near:
         raise ConfigError(f"{maker.model_type}: no family here is of kind '{reference.topology}'")
-    near = [each.family for each in ranked]
     known: dict[str, bool] = {}
-    starts = [_begin(each, maker, reference) for each in ranked]
+    starts = [_begin(each, maker, reference) for each in near]
     starts.sort(
         key=lambda each: (
             each.outcome.rank,
@@ -71,8 +69,8 @@ def search(
     for start in starts[:FINALISTS]:
         say(f"from {start.draft.base}: {describe_rank(start.outcome)}")
         names = [name for name in list_fields(reference) if name not in start.draft.to_family().reads]
-        tried = list_effects(maker, reference, (name for name in names if name not in known))
-        known |= {name: any(each.changes for each in effects) for name, effects in tried.items()}
+        tried = find_effects(maker, reference, (name for name in names if name not in known))
+        known |= {name: effect is not None and effect.changes for name, effect in tried.items()}
         unread = {name: reference.config[name] for name in names if known[name]}
         found = _improve(start, reference, near, unread, say)
         if best is None or found.outcome.rank < best.outcome.rank:
@@ -83,11 +81,9 @@ def search(
     return best, starts
 
 
-def _begin(likeness: Likeness, maker: Maker, reference: Reference) -> Attempt:
-    draft = start_draft(likeness.family, maker, reference)
-    draft = replace(draft, assumed=tuple(reference.config))
-    draft, outcome, rows = try_with_rows(draft, reference)
-    return Attempt(draft, outcome, likeness, rows)
+def _begin(base: str, maker: Maker, reference: Reference) -> Attempt:
+    draft = replace(start_draft(base, maker, reference), assumed=tuple(reference.config))
+    return Attempt(*try_with_rows(draft, reference))
 
 
 def try_with_rows(draft: Draft, reference: Reference) -> tuple[Draft, TrialOutcome, list[str]]:
@@ -120,7 +116,7 @@ def _improve(
                 continue
             draft, outcome, rows = try_with_rows(move.apply(at.draft), reference)
             if outcome.is_better((better or at).outcome):
-                better = Attempt(draft, outcome, at.likeness, [*at.steps, move.text, *rows])
+                better = Attempt(draft, outcome, [*at.steps, move.text, *rows])
                 if outcome.is_equal:
                     break
         if better is None:
@@ -133,9 +129,8 @@ def _improve(
 def _helps(move: Move, best: TrialOutcome, now: TrialOutcome, reference: Reference) -> bool:
     """Whether a change of one field, made in the Spec alone, is better than the best so far, or leaves tensors for
     which rows may be found. Only then is the whole model composed, which takes ten times as long."""
-    try:
-        spec = move.edit(now)
-    except (ConfigError, KeyError, TypeError, ValueError, ZeroDivisionError):
+    spec = move.edit(now)
+    if spec is None:
         return False
     made = try_spec(TrialOutcome(now.body, spec), reference)
     return made.is_better(best) or (bool(made.lost or made.missing) and bool(made.strange))

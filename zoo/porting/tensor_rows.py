@@ -6,8 +6,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 from zoo.checkpoint.conversion import Entry
 from zoo.checkpoint.mapping import Rule
@@ -17,74 +17,62 @@ from zoo.porting.draft import Draft
 from zoo.porting.nearest import list_others, name_pattern
 from zoo.porting.reference_model import Reference
 from zoo.porting.trial import TrialOutcome
-from zoo.spec import Experts, Part, tensors
+from zoo.spec import Experts, tensors
 
 LEAF = re.compile(r"\.(weight|bias)$")
 ENOUGH = 0.4
 """Minimum similarity of names for a row, if the shapes agree, too."""
 
 
-@dataclass(frozen=True)
-class TensorGroup:
-    """Tensors whose names differ only in the indices of layer and expert. `shapes` has the shape for each layer and
-    leaf ("3", ".weight")."""
-
-    pattern: str
-    shapes: Mapping[tuple[str, str], tuple[int, ...]]
-
-    @property
-    def places(self) -> frozenset[tuple[str, str]]:
-        return frozenset(self.shapes)
+Places = Mapping[tuple[str, str], tuple[int, ...]]
+"""Shapes of tensors whose names differ only in the indices of layer and expert, by layer and leaf ("3", ".weight")."""
 
 
 def place_tensors(draft: Draft, outcome: TrialOutcome, reference: Reference) -> dict[str, str]:
     """Find rows for the tensors that an outcome has not placed, greedily by similarity of names."""
-    ours, theirs = _group_ours(outcome), _group_theirs(outcome, reference)
+    ours = _group_ours(outcome)
+    theirs = _group({name: reference.shapes[name] for name in outcome.strange}, reference.prefix)
     scored = sorted(
         (
-            (_liken(draft.model_type, row, group.pattern), len(names), row, steps, names, group)
+            (_liken(draft.model_type, row, pattern), len(names), row, steps, names, pattern)
             for row, steps, names in _list_forms(draft.model_type, ours)
-            for group in theirs.values()
-            if _fits(outcome, steps, [ours[name] for name in names], group)
+            for pattern, places in theirs.items()
+            if _fits(outcome, steps, {name: ours[name] for name in names}, pattern, places)
         ),
         key=lambda each: (-each[0], -each[1], each[2]),
     )
     found: dict[str, str] = {}
     taken: set[str] = set()
-    for score, _, row, steps, names, group in scored:
-        if score >= ENOUGH and not taken & {*names, group.pattern}:
-            taken |= {*names, group.pattern}
-            found[row] = f"{group.pattern} | {steps}" if steps else group.pattern
+    for score, _, row, steps, names, pattern in scored:
+        if score >= ENOUGH and not taken & {*names, pattern}:
+            taken |= {*names, pattern}
+            found[row] = f"{pattern} | {steps}" if steps else pattern
     return found
 
 
-def _group_ours(outcome: TrialOutcome) -> dict[str, TensorGroup]:
+def _group_ours(outcome: TrialOutcome) -> dict[str, Places]:
     """Group the model's tensors that have no row, or a row for a tensor that the file lacks."""
     wanted = {*outcome.lost, *(name for names in outcome.missing.values() for name in names)}
     shapes = {name: part.shapes()[leaf] for name, part, leaf in tensors(outcome.spec, outcome.spec.d_model)}
     return _group({name: shapes[name] for name in wanted if name in shapes}, "")
 
 
-def _group_theirs(outcome: TrialOutcome, reference: Reference) -> dict[str, TensorGroup]:
-    return _group({name: reference.shapes[name] for name in outcome.strange}, reference.prefix)
-
-
-def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, TensorGroup]:
-    found: dict[str, dict[tuple[str, str], tuple[int, ...]]] = {}
+def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Places]:
+    found: dict[str, Any] = {}
     for name, shape in shapes.items():
         layer = re.search(r"\.(\d+)(?=\.|$)", name)
         leaf = LEAF.search(name)
         place = (layer[1] if layer else "", leaf[0] if leaf else "")
         found.setdefault(name_pattern(name, prefix), {})[place] = shape
-    return {pattern: TensorGroup(pattern, places) for pattern, places in found.items()}
+    return found
 
 
-def _list_forms(model_type: str, ours: Mapping[str, TensorGroup]) -> Iterator[tuple[str, str, list[str]]]:
+def _list_forms(model_type: str, ours: Mapping[str, Places]) -> Iterator[tuple[str, str, list[str]]]:
     """Yield candidate rows (our names, steps, list of our names): each tensor alone, and several with another family's
     steps (fused, transposed, …)."""
     yield from ((name, "", [name]) for name in ours)
     for row, steps in _known_forms(model_type):
-        names = [each for each in Rule.parse(row, "").ours]
+        names = list(Rule.parse(row, "").ours)
         if steps is not None and all(name in ours for name in names):
             yield row, steps, names
 
@@ -110,32 +98,30 @@ def _known_rows(model_type: str) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _fits(outcome: TrialOutcome, steps: str, ours: list[TensorGroup], theirs: TensorGroup) -> bool:
+def _fits(outcome: TrialOutcome, steps: str, ours: Mapping[str, Places], pattern: str, theirs: Places) -> bool:
     """Whether the reference's tensors can be converted to the model's: the layers and the converted shapes agree."""
-    if any(group.places != theirs.places for group in ours):
+    if any(places.keys() != theirs.keys() for places in ours.values()):
         return False
-    stacked = "@" in theirs.pattern
-    rule = Rule.parse(" ".join(group.pattern for group in ours), f"x | {steps}" if steps else "x")
-    experts = any(isinstance(part, Experts) for name, part, _ in _first(outcome, ours[0]))
-    for place, shape in theirs.shapes.items():
-        shapes = tuple(group.shapes[place] for group in ours)
+    stacked = "@" in pattern
+    rule = Rule.parse(" ".join(ours), f"x | {steps}" if steps else "x")
+    row, places = next(iter(ours.items()))
+    layer, leaf = next(iter(places))
+    first = row.replace("#", layer) + leaf
+    parts = tensors(outcome.spec, outcome.spec.d_model)
+    experts = any(isinstance(part, Experts) for name, part, _ in parts if name == first)
+    for place, shape in theirs.items():
+        shapes = tuple(places[place] for places in ours.values())
         names = tuple("x" for _ in range(shapes[0][0])) if stacked else ("x",)
         try:
             made = tuple(
                 step(0 if number is None else int(number.value(outcome.body.fields))) for step, number in rule.steps
             )
-            entry = Entry(tuple(group.pattern for group in ours), names, shapes, made, stacked, experts)
+            entry = Entry(tuple(ours), names, shapes, made, stacked, experts)
             if next(each for _, each in entry.shapes_of_theirs()) != shape:
                 return False
         except Exception:  # the step does not fit these shapes
             return False
     return True
-
-
-def _first(outcome: TrialOutcome, group: TensorGroup) -> Iterator[tuple[str, Part, str]]:
-    layer, leaf = next(iter(group.shapes))
-    name = group.pattern.replace("#", layer) + leaf
-    yield from (each for each in tensors(outcome.spec, outcome.spec.d_model) if each[0] == name)
 
 
 @functools.cache
