@@ -12,7 +12,7 @@ from zoo.errors import ConfigError
 from zoo.grammar.keys import BASES
 from zoo.paths import conf_dir
 from zoo.spec.faults import list_choices
-from zoo.untrusted.marks import list_lines
+from zoo.untrusted.yaml_file import list_lines
 
 START = "defaults: [/model/llama-tiny@_here_]\n"
 

@@ -18,8 +18,7 @@ from zoo.errors import CheckpointError, short
 from zoo.families.described import read_json
 from zoo.lazy import Tensor, torch
 from zoo.runs import ARCHITECTURE
-from zoo.untrusted.json_file import FILE, check_shape, parse_json
-from zoo.untrusted.pointer import refuse_pointer
+from zoo.untrusted.json_file import FILE, check_shape, parse_json, refuse_pointer
 from zoo.untrusted.printable import list_first, quote, shorten
 from zoo.untrusted.stated_paths import find_inside
 

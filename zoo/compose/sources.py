@@ -13,8 +13,7 @@ from typing import Any
 from zoo.errors import ConfigError
 from zoo.spec.foreign import FOREIGN
 from zoo.untrusted.json_file import read_json
-from zoo.untrusted.marks import list_lines
-from zoo.untrusted.yaml_file import parse_yaml, read_yaml_text
+from zoo.untrusted.yaml_file import list_lines, parse_yaml, read_yaml_text
 
 YAML = (".yaml", ".yml")
 _KEY = re.compile(r"[\w.\[\]-]+")

@@ -20,8 +20,7 @@ from pydantic import Field, FiniteFloat, PlainValidator, create_model
 from pydantic_core import PydanticCustomError
 
 from zoo.errors import CheckpointError
-from zoo.untrusted.json_file import JsonShape, check_shape
-from zoo.untrusted.pointer import refuse_pointer
+from zoo.untrusted.json_file import JsonShape, check_shape, refuse_pointer
 from zoo.untrusted.printable import quote, shorten
 
 SUFFIX = ".gguf"

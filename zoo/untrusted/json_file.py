@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from zoo.errors import CheckpointError
-from zoo.untrusted.pointer import refuse_pointer
 from zoo.untrusted.printable import quote, shorten
 
 FILE = 128 << 20
@@ -28,6 +27,9 @@ COUNTED = 2**100
 UNLIMITED = "model_max_length"
 """The tokenizer key whose number may exceed LARGEST: transformers writes 10^30 for no limit."""
 
+
+POINTER = b"version https://git-lfs"
+"""Start of a Git LFS pointer, the text file in place of a large file that was not downloaded."""
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 """Matches a possible half of a surrogate pair, which can neither be written as UTF-8 nor tokenized."""
@@ -74,6 +76,12 @@ def read_bytes(file: Path, most: int = FILE) -> bytes:
     if len(data) > most:
         raise CheckpointError(f"{file}: is larger than {most >> 20} MiB (a file that is no larger)")
     return data
+
+
+def refuse_pointer(start: bytes, file: Path) -> None:
+    """Raise CheckpointError if a file starts like a Git LFS pointer. `start` must have at least 23 bytes."""
+    if start.startswith(POINTER):
+        raise CheckpointError(f"{file}: is a Git LFS pointer, not the file itself (`git lfs pull` fetches the file)")
 
 
 def read_json(
