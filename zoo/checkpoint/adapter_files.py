@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -18,7 +17,7 @@ from zoo.checkpoint.manifest import is_verified
 from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import read_header
 from zoo.errors import CheckpointError, short
-from zoo.families.described import read_json
+from zoo.families.described import read_json, write_json
 from zoo.lazy import Tensor
 from zoo.runs import ADAPTERS, WEIGHTS
 from zoo.spec import table
@@ -58,7 +57,7 @@ def write_plan(model: nn.Module, folder: Path) -> None:
     """Write the plan of a model's adapters into a folder as adapter.json; nothing for a model without adapters."""
     plan: Adapters | None = getattr(model, "adapters", None)
     if plan is not None:
-        (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / PLAN, dataclasses.asdict(plan))
 
 
 def split_files(model: nn.Module, tensors: Mapping[str, T]) -> dict[str, Mapping[str, T]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ from zoo.checkpoint.tensor_files import refuse_to_replace
 from zoo.checkpoint.verify_folder import CLOSE
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, FitsNoFamily
-from zoo.families.described import CONFIG, to_jsonable
+from zoo.families.described import CONFIG, write_json
 from zoo.lazy import Tensor, torch
 from zoo.model.encoder_decoder import EncoderDecoder
 from zoo.runs import ARCHITECTURE
@@ -98,8 +97,7 @@ def _describe(model: StoredModel, draft: Path, folder: Path) -> None:
     write_architecture(model.spec, draft)
     with suppress(FitsNoFamily):
         config = {**read_special_ids(folder, model.spec.vocab_size), **find_config(model.spec, model.source)[0]}
-        text = json.dumps(to_jsonable(config), indent=2, sort_keys=True)
-        (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+        write_json(draft / CONFIG, config, sort_keys=True)
     copy_beside(folder, draft)
 
 

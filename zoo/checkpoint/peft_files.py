@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from zoo.checkpoint.stored import refuse_nonfinite
 from zoo.checkpoint.tensor_files import refuse_to_replace, write_tensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, FitsNoFamily
-from zoo.families.described import CONFIG
+from zoo.families.described import CONFIG, write_json
 from zoo.families.expression import evaluate_tree
 from zoo.grammar.saved import read_spec
 from zoo.lazy import Tensor, torch
@@ -75,7 +74,7 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
     for name, each in tensors.items():
         refuse_nonfinite(name, each)
     with replace_folder(out) as draft:
-        (draft / SETTINGS).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(draft / SETTINGS, config)
         write_tensors(tensors, draft / TENSORS)
     return config
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from zoo.checkpoint.tensor_files import TensorReader, read_header, write_tensors
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError, FitsNoFamily
 from zoo.families.described import PEFT as SETTINGS
-from zoo.families.described import find_peft_base, read_json
+from zoo.families.described import find_peft_base, read_json, write_json
 from zoo.grammar.saved import read_spec, write_spec
 from zoo.lazy import Tensor, torch
 from zoo.paths import find_cache_folder
@@ -86,11 +85,13 @@ def unpack_adapter(folder: Path) -> Path:
     if (out / PLAN).is_file():
         return out
     spec, entries = _open_base(Path(base))
-    plan, adapters, own = PeftTensors.read(folder, config, entries).convert()
-    plan = dataclasses.replace(plan, base=base, hash=found)
+    modules, own = _read_modules(folder, config, entries)
+    plan, adapters = _convert(modules)
+    trained, dropout = tuple(sorted(own)), config.get("lora_dropout", 0.0)
+    plan = dataclasses.replace(plan, trained=trained, dropout=dropout, base=base, hash=found)
     with replace_folder(out) as draft:
         write_spec(spec, draft)
-        (draft / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
+        write_json(draft / PLAN, dataclasses.asdict(plan))
         write_tensors(adapters, draft / ADAPTERS)
         write_tensors(own, draft / WEIGHTS)
         if (folder / "tokenizer.json").is_file():
@@ -131,59 +132,52 @@ class PeftModule(NamedTuple):
     m: Tensor | None
 
 
-@dataclasses.dataclass(frozen=True)
-class PeftTensors:
-    """The tensors of an adapter in peft's format: those of each adapted module, and the weights trained whole, by Zoo's
-    names."""
+def _read_modules(
+    folder: Path, config: Mapping[str, Any], entries: tuple[Entry, ...]
+) -> tuple[list[PeftModule], dict[str, Tensor]]:
+    """Read the file of an adapter: the tensors of each adapted module, and the weights trained whole, by Zoo's names.
+    Raises CheckpointError with a line for each tensor that is not read."""
+    file = folder / TENSORS
+    reader, by_name = TensorReader(folder, read_header(file)), {name: e for e in entries for name in e.theirs}
+    left = {name.removeprefix(PREFIX): name for name in reader.found}
+    modules, own, scaled = [], {}, _scaling(config)
+    for name in [each for each in left if each.endswith(".lora_A.weight")]:
+        path = name.removesuffix(".lora_A.weight")
+        entry = by_name.get(f"{path}.weight")
+        if entry is not None and _is_plain(entry) and f"{path}.lora_B.weight" in left:
+            a, b = (reader[left.pop(f"{path}.lora_{each}.weight")].float() for each in "AB")
+            m = reader[left.pop(f"{path}{MAGNITUDES}")].float() if f"{path}{MAGNITUDES}" in left else None
+            modules.append(PeftModule(entry, a, b, scaled(path, len(a)), m))
+    for name in [each for each in left if each in by_name]:
+        entry = by_name[name]
+        if name in left and all(each in left for each in entry.theirs):
+            theirs = [reader[left.pop(each)] for each in entry.theirs]
+            own |= dict(zip(entry.ours, (each.contiguous() for each in entry.to_ours(theirs)), strict=True))
+    said = "is no LoRA of a product of the base, nor a weight of it"
+    if left:
+        raise CheckpointError(*list_first([*left], lambda name: f"{file}: {shorten(name)}: {said}", file))
+    if not modules:
+        raise CheckpointError(f"{file}: has no adapters (peft's LoRA)")
+    return modules, own
 
-    modules: list[PeftModule]
-    own: dict[str, Tensor]
-    dropout: float
 
-    @classmethod
-    def read(cls, folder: Path, config: Mapping[str, Any], entries: tuple[Entry, ...]) -> PeftTensors:
-        """Read the file of an adapter. Raises CheckpointError with a line for each tensor that is not read."""
-        file = folder / TENSORS
-        reader, by_name = TensorReader(folder, read_header(file)), {name: e for e in entries for name in e.theirs}
-        left = {name.removeprefix(PREFIX): name for name in reader.found}
-        modules, own, scaled = [], {}, _scaling(config)
-        for name in [each for each in left if each.endswith(".lora_A.weight")]:
-            path = name.removesuffix(".lora_A.weight")
-            entry = by_name.get(f"{path}.weight")
-            if entry is not None and _is_plain(entry) and f"{path}.lora_B.weight" in left:
-                a, b = (reader[left.pop(f"{path}.lora_{each}.weight")].float() for each in "AB")
-                m = reader[left.pop(f"{path}{MAGNITUDES}")].float() if f"{path}{MAGNITUDES}" in left else None
-                modules.append(PeftModule(entry, a, b, scaled(path, len(a)), m))
-        for name in [each for each in left if each in by_name]:
-            entry = by_name[name]
-            if name in left and all(each in left for each in entry.theirs):
-                theirs = [reader[left.pop(each)] for each in entry.theirs]
-                own |= dict(zip(entry.ours, (each.contiguous() for each in entry.to_ours(theirs)), strict=True))
-        said = "is no LoRA of a product of the base, nor a weight of it"
-        if left:
-            raise CheckpointError(*list_first([*left], lambda name: f"{file}: {shorten(name)}: {said}", file))
-        if not modules:
-            raise CheckpointError(f"{file}: has no adapters (peft's LoRA)")
-        return cls(modules, own, config.get("lora_dropout", 0.0))
+def _convert(modules: list[PeftModule]) -> tuple[Adapters, dict[str, Tensor]]:
+    """Convert to Zoo's adapters, which share one rank and one scale: a lower rank is filled up with zeros, another
+    scale multiplies b. Returns their plan and their tensors."""
+    from zoo.run.adapters import INSIDE, Adapters
 
-    def convert(self) -> tuple[Adapters, dict[str, Tensor], dict[str, Tensor]]:
-        """Convert to Zoo's adapters, which share one rank and one scale: a lower rank is filled up with zeros, another
-        scale multiplies b. Returns their plan, their tensors, and the weights trained whole."""
-        from zoo.run.adapters import INSIDE, Adapters
-
-        rank, scale, tensors = max(len(each.a) for each in self.modules), self.modules[0].scale, {}
-        for each in self.modules:
-            for path, b in _split_outputs(each.entry, each.b):
-                b = b * (each.scale / scale) if each.scale != scale else b
-                tensors[f"{path}{INSIDE}a"] = torch.nn.functional.pad(each.a, (0, 0, 0, rank - len(each.a))).clone()
-                tensors[f"{path}{INSIDE}b"] = torch.nn.functional.pad(b, (0, rank - b.shape[1])).contiguous()
-            if each.m is not None:
-                rows = _split_outputs(each.entry, each.m.reshape(-1, 1))
-                tensors |= {f"{path}{INSIDE}m": row.flatten() for path, row in rows}
-        paths = tuple(name.removesuffix(f"{INSIDE}a") for name in tensors if name.endswith(f"{INSIDE}a"))
-        dora = any(each.m is not None for each in self.modules)
-        plan = Adapters(rank, scale * rank, self.dropout, paths, tuple(sorted(self.own)), dora=dora)
-        return plan, tensors, self.own
+    rank, scale, tensors = max(len(each.a) for each in modules), modules[0].scale, {}
+    for each in modules:
+        for path, b in _split_outputs(each.entry, each.b):
+            b = b * (each.scale / scale) if each.scale != scale else b
+            tensors[f"{path}{INSIDE}a"] = torch.nn.functional.pad(each.a, (0, 0, 0, rank - len(each.a))).clone()
+            tensors[f"{path}{INSIDE}b"] = torch.nn.functional.pad(b, (0, rank - b.shape[1])).contiguous()
+        if each.m is not None:
+            rows = _split_outputs(each.entry, each.m.reshape(-1, 1))
+            tensors |= {f"{path}{INSIDE}m": row.flatten() for path, row in rows}
+    paths = tuple(name.removesuffix(f"{INSIDE}a") for name in tensors if name.endswith(f"{INSIDE}a"))
+    dora = any(each.m is not None for each in modules)
+    return Adapters(rank, scale * rank, 0.0, paths, (), dora=dora), tensors
 
 
 def _is_plain(entry: Entry) -> bool:

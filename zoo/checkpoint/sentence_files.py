@@ -3,7 +3,6 @@ and of the maximum length, and the config.json in a module's folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import Field
 from zoo.checkpoint.beside import MODULES
 from zoo.checkpoint.tensor_files import SINGLE, write_tensors
 from zoo.errors import CheckpointError
-from zoo.families.described import read_json
+from zoo.families.described import read_json, write_json
 from zoo.lazy import Tensor
 from zoo.untrusted.json_file import SETTINGS, JsonShape
 from zoo.untrusted.json_file import read_json as read_any
@@ -126,7 +125,7 @@ def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int, de
         write_tensors({"linear.weight": matrix}, out / f"{number}_Dense" / SINGLE)
     for name, value in files.items():
         (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_json(out / name, value)
 
 
 def _describe_dense(matrix: Tensor) -> dict[str, Any]:

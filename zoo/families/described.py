@@ -140,6 +140,12 @@ def read_json(file: Path, shape: type[JsonShape] = JsonShape, most: int = SETTIN
         raise CheckpointError(f"{file}: no such file") from None
 
 
+def write_json(file: Path, node: object, *, sort_keys: bool = False) -> None:
+    """Write plain data as a JSON file, infinite floats as transformers does. Raises OSError."""
+    text = json.dumps(to_jsonable(node), indent=2, sort_keys=sort_keys)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config.json. Raises CheckpointError as `read_json` does."""
     from zoo.families.config_types import ConfigFile  # creates pydantic classes, which takes milliseconds

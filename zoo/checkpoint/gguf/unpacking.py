@@ -4,7 +4,6 @@ which keeps the tensors. The folder is made from the file's header and lies in t
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from zoo.checkpoint.gguf.tensors import read_dense
 from zoo.checkpoint.sentence_files import write_modules
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
-from zoo.families.described import CONFIG, to_jsonable
+from zoo.families.described import CONFIG, write_json
 from zoo.families.gguf import GGUFFile, describe_gguf, is_gguf, read_gguf
 from zoo.paths import find_cache_folder
 from zoo.untrusted.json_file import SETTINGS, JsonShape, read_json
@@ -64,12 +63,12 @@ def unpack(file: Path) -> Path:
     config = describe_gguf(found)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(folder) as draft:
-        _write_json(draft / CONFIG, to_jsonable(config))
-        _write_json(draft / POINTER, {"file": str(file)})
+        write_json(draft / CONFIG, config)
+        write_json(draft / POINTER, {"file": str(file)})
         _write_pooling(found, draft)
         try:
             make_tokenizer(found).save(str(draft / "tokenizer.json"))
-            _write_json(draft / "tokenizer_config.json", describe_tokenizer(found))
+            write_json(draft / "tokenizer_config.json", describe_tokenizer(found))
         except CheckpointError as error:
             warnings.warn(f"{error}; the model is read without its tokenizer", stacklevel=2)
     return folder
@@ -84,10 +83,6 @@ def _write_pooling(found: GGUFFile, draft: Path) -> None:
     if pooling in POOLINGS and width and limit:
         dense = read_dense(found) if list_dense(found) else ()
         write_modules(draft, (POOLINGS[pooling],), width, limit, dense)
-
-
-def _write_json(file: Path, node: object) -> None:
-    file.write_text(json.dumps(node, indent=2) + "\n", encoding="utf-8")
 
 
 def _find_unpacked() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from zoo.checkpoint.tensor_files import INDEX, Header, Packed, TensorReader, str
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.config_types import IndexFile
-from zoo.families.described import CONFIG, read_json, to_jsonable
+from zoo.families.described import CONFIG, read_json, write_json
 from zoo.families.family import Family
 from zoo.families.multimodal import TensorPrefixes, Wrapper, find_wrapper, read_catalogue
 from zoo.lazy import Tensor
@@ -179,8 +178,7 @@ def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:
     if index["weight_map"] == placed:
         copy_inside(folder, INDEX, draft)
         return
-    text = json.dumps({**index, "weight_map": dict(sorted(placed.items()))}, indent=2)
-    (draft / INDEX).write_text(text + "\n", encoding="utf-8")
+    write_json(draft / INDEX, {**index, "weight_map": dict(sorted(placed.items()))})
 
 
 def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any] | None) -> None:
@@ -188,8 +186,7 @@ def write_config(whole: Whole, folder: Path, draft: Path, text: Mapping[str, Any
     if text is None:
         copy_inside(folder, CONFIG, draft)
         return
-    node = json.dumps(to_jsonable(whole.wrapper.put_back(text)), indent=2, sort_keys=True)
-    (draft / CONFIG).write_text(node + "\n", encoding="utf-8")
+    write_json(draft / CONFIG, whole.wrapper.put_back(text), sort_keys=True)
 
 
 def list_other_files(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,7 +21,7 @@ from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, read_special_t
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.config_types import GenerationFile
-from zoo.families.described import CONFIG, is_folder, read_config, read_json, to_jsonable
+from zoo.families.described import CONFIG, is_folder, read_config, read_json, write_json
 from zoo.families.expression import evaluate_tree
 from zoo.lazy import Tensor
 
@@ -73,7 +72,7 @@ def save(
         special = {} if source is not None or beside is None else read_special_ids(beside, model.spec.vocab_size)
         config = {**special, **config, "dtype": str(model.dtype).removeprefix("torch.")}
         config = _leave_out_own(config, body)
-        (draft / CONFIG).write_text(json.dumps(to_jsonable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(draft / CONFIG, config, sort_keys=True)
         _write_shards(model.tensors, mapped, draft, shard, _find_unread(model, body, mapped))
         if pooling is not None:
             tower = next(iter(model.spec.towers().values()))
@@ -182,8 +181,7 @@ def _write_shards(held: StoredTensors, mapped: Sequence[Entry], folder: Path, sh
         listed |= dict.fromkeys(forms, name)
     if len(groups) > 1:
         size = sum(held.forms[name].nbytes for entry in mapped for name in entry.ours)
-        index = {"metadata": {"total_size": size}, "weight_map": listed}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": listed})
 
 
 def _list_theirs(group: Sequence[Entry], held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
