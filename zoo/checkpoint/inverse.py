@@ -161,7 +161,7 @@ def try_family(
     the Spec. Fields of the config of `source` are kept if they still describe the Spec."""
     template = family.template(architecture)
     start = dict(source.config) if source is not None else {}
-    if source is not None and source.body.architecture == architecture and _is_same(_compose(source.body), spec):
+    if source is not None and source.body.architecture == architecture and not list_spec_differences(source.spec, spec):
         return {**start, "architectures": [architecture]}, source.body, []  # unchanged since it was read
     if family.towers:
         return _try_towers(family, architecture, spec, source)
@@ -194,9 +194,18 @@ def try_family(
             config[name] = evaluate_tree(text, {**family.defaults, **config, **layers})
         except (ConfigError, TypeError, KeyError, IndexError, ValueError, ZeroDivisionError) as error:
             return {}, None, [f"{name}: does not follow from the model, {error}"]
+    return _import_again(family, config, _change_of_tying(family, template, spec), spec)
+
+
+def _import_again(
+    family: Family, config: dict[str, Any], changes: Mapping[str, Any] | None, spec: WholeSpec
+) -> tuple[dict[str, Any], Body | None, list[str]]:
+    """Import a config.json that was found: return it, the model it describes, and the fields that differ."""
+    from zoo.compose import load
+
     try:
-        body = family.body(config, "config.json", _change_of_tying(family, template, spec))
-        return config, body, list_spec_differences(spec, _compose(body))
+        body = family.body(config, "config.json", changes)
+        return config, body, list_spec_differences(spec, load(body.model))
     except ConfigError as error:
         return config, None, list(error.faults)
 
@@ -224,11 +233,7 @@ def _try_towers(
     for name, value in assemble_fields(bindings).items():
         config[name] = {**config[name], **value} if isinstance(value, Mapping) and name in family.towers else value
     tied = getattr(spec.decoder.head, "tied", None)
-    try:
-        body = family.body(config, "config.json", None if tied is None else {"head": {"tied": tied}})
-        return config, body, list_spec_differences(spec, _compose(body))
-    except ConfigError as error:
-        return config, None, list(error.faults)
+    return _import_again(family, config, None if tied is None else {"head": {"tied": tied}}, spec)
 
 
 def _take_tower(source: HFSource, family: Family, tower: str) -> HFSource:
@@ -281,11 +286,6 @@ def _members(tower: str, spec: Tower, source: HFSource | None) -> Iterator[tuple
             yield member
 
 
-def _is_same(ours: Topology, theirs: Topology) -> bool:
-    """Whether two Specs have the same forward pass."""
-    return ours == theirs or not list_spec_differences(ours, theirs)
-
-
 def _change_of_tying(family: Family, template: Mapping[str, Any], spec: Topology) -> dict[str, Any] | None:
     """Return the patch that ties or unties a model's head as in the Spec. On import, the tensors decide this."""
     head = next((tower.head for tower in spec.towers().values() if tower.head.kind != "none"), None)
@@ -304,9 +304,3 @@ def _index_sources(spec: WholeSpec) -> list[int]:
     """List for each layer the index of the layer whose keys and values it reads: itself, or an earlier one."""
     sources = find_sources(spec.blocks, spec.pattern) if isinstance(spec, Tower) else {}
     return [sources.get(layer, layer) for layer in range(spec.n_layers)]
-
-
-def _compose(body: Body) -> WholeSpec:
-    from zoo.compose import load
-
-    return load(body.model)
