@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,9 @@ from zoo.checkpoint.base_identity import is_base
 from zoo.checkpoint.finding import find
 from zoo.checkpoint.likeness import list_spec_differences
 from zoo.checkpoint.manifest import is_verified, verify
-from zoo.checkpoint.stored import place_tensor
 from zoo.errors import ConfigError, refuse
 from zoo.grammar.saved import read_spec
-from zoo.lazy import Tensor, nn, torch
+from zoo.lazy import nn, torch
 from zoo.spec import Experts, Linear, tensors
 
 if TYPE_CHECKING:
@@ -40,21 +41,18 @@ def build_packed(stored: StoredModel, device: torch.device) -> nn.Module:
     """Build the base of adapters on a device, in eval mode. Quantised matrices (GPTQ, AWQ, …) are held as they are
     stored, unless they were opened in another dtype. Each product dequantises its weight, to the values that the model
     has without adapters."""
-    from zoo.run.builder import build
     from zoo.run.held_weights import HeldWeight, hold_weight
 
-    model, parts = build(stored.spec, device="meta"), tensors(stored.spec, stored.spec.d_model)
-    products = {name for name, part, leaf in parts if leaf == "weight" and isinstance(part, Linear | Experts)}
-    for name, form in stored.tensors.forms.items():
-        packed = stored.tensors.find_packed(name) if name in products else None
-        if packed is None:
-            place_tensor(model, name, stored.tensors[name].to(device))
-        else:
-            held = {role: each.to(device) for role, each in packed.read().items()}
-            hold_weight(model.get_submodule(name.removesuffix(".weight")), HeldWeight(held, packed.decode, form.dtype))
-    if stored.source is not None:
-        model.source = stored.source  # type: ignore[assignment]
-    return model.eval()
+    own, parts = stored.tensors, tensors(stored.spec, stored.spec.d_model)
+    products = [name for name, part, leaf in parts if leaf == "weight" and isinstance(part, Linear | Experts)]
+    packed = {name: each for name in products if (each := own.find_packed(name)) is not None}
+    rest = replace(own, forms={name: form for name, form in own.forms.items() if name not in packed})
+    model = replace(stored, tensors=rest).build(device)
+    for name, each in packed.items():
+        held = {role: part.to(device) for role, part in each.read().items()}
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        hold_weight(layer, HeldWeight(held, each.decode, own.forms[name].dtype))
+    return model
 
 
 def add_adapters(model: Any, base: str | Path, folders: Mapping[str, str | Path]) -> None:
@@ -103,13 +101,8 @@ def _find_faults(model: Any, base: str | Path, folder: Path, plan: Adapters | No
             yield f"adapts {path}, which {kind} (zoo convert merges it)"
             break
     own = parallel_checkpoint.open_weights(folder, mapped=False)
-    held = {name: _read_tensor(model, name) for name in plan.trained}
+    held = {name: attrgetter(name)(model) for name in plan.trained}
     changed = [name for name, each in held.items() if not torch.equal(own[name].to(each), each)]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         yield f"has weights trained whole, {changed[0]}{more} (zoo convert merges them)"
-
-
-def _read_tensor(model: Any, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)  # type: ignore[no-any-return]
