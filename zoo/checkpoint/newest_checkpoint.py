@@ -14,9 +14,9 @@ from zoo.checkpoint.manifest import verify
 from zoo.checkpoint.publish import point
 from zoo.checkpoint.resume_states import open_states
 from zoo.checkpoint.store import read_counters
+from zoo.checkpoint.stored import find_nonfinite
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
-from zoo.lazy import torch
 from zoo.runs import CHECKPOINTS, LATEST, find_step, follow, is_file, read_step, steps
 
 TRAINED = "weights."
@@ -79,13 +79,8 @@ def refuse_nonfinite(folder: Path) -> None:
     weights, states = parallel_checkpoint.open_weights(folder), open_states(folder)
     trained = ((name.removeprefix(TRAINED), states[name]) for name in states if name.startswith(TRAINED))
     for name, tensor in chain(((name, weights[name]) for name in weights), trained):
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        if torch.stack(torch.aminmax(tensor.float())).isfinite().all():  # aminmax of NaN is NaN
-            continue
-        bad = int((~tensor.isfinite()).sum())
-        found = f"{name} is not finite, found {bad:,} of its {tensor.numel():,} values"
-        raise CheckpointError(f"{folder}: {found} (an earlier checkpoint: --resume RUN@STEP)")
+        if what := find_nonfinite(tensor):
+            raise CheckpointError(f"{folder}: {name} {what} (an earlier checkpoint: --resume RUN@STEP)")
 
 
 def leave_behind(chosen: Path, say: Callable[[str], object]) -> bool:

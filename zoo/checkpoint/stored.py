@@ -78,11 +78,16 @@ class StoredTensors(Mapping[str, "Tensor"]):
         return StoredTensors(forms, lambda name: choose(name)[name], find_slices=lambda n: choose(n).find_slices(n))
 
 
+def find_nonfinite(tensor: Tensor) -> str | None:
+    """Say in a few words how many values are not finite; None if all are."""
+    if not tensor.is_floating_point() or not tensor.numel() or torch.stack(tensor.aminmax()).isfinite().all():
+        return None  # the extremes of a tensor with a NaN are NaN
+    return f"is not finite, found {int((~tensor.isfinite()).sum()):,} of its {tensor.numel():,} values"
+
+
 def refuse_nonfinite(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor. Raises CheckpointError if a value is not finite."""
-    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-        bad = int((~tensor.isfinite()).sum())  # the extremes of a tensor with a NaN are NaN
-        what = f"is not finite, found {bad:,} of its {tensor.numel():,} values"
+    if what := find_nonfinite(tensor):
         raise CheckpointError(f"{name}: {what} (an earlier checkpoint, or another --dtype)")
     return tensor
 
