@@ -22,7 +22,7 @@ from support.parallel_runs import (  # noqa: F401  (a fixture)
     settle,
     spread,
 )
-from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, load_shards, save_shards
+from zoo.checkpoint.sharded import HeldTensor, Piece, ShardedTensors, save_shards
 from zoo.checkpoint.tensor_check import compare_tensors
 from zoo.errors import CheckpointError
 
@@ -58,7 +58,7 @@ def test_a_tensor_is_read_in_other_parts_than_it_was_written_in(tmp_path_factory
     if len(theirs[0]) == len(shape):
         wanted = [each for each in theirs if all(stop <= size for (_, stop), size in zip(each, shape, strict=True))]
         blank = [cut(torch.zeros(shape), each) for each in wanted]
-        load_shards({"x": HeldTensor(tuple(shape), whole.dtype, tuple(blank))}, folder)
+        ShardedTensors(folder).fill({"x": HeldTensor(tuple(shape), whole.dtype, tuple(blank))})
         for piece, each in zip(blank, wanted, strict=True):
             assert torch.equal(piece.tensor, cut(whole, each).tensor)
 

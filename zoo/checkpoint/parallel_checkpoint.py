@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.checkpoint.headers import compare_shapes
-from zoo.checkpoint.sharded import HeldTensor, Piece, Place, ShardedTensors, load_shards
+from zoo.checkpoint.sharded import HeldTensor, Piece, Place, ShardedTensors
 from zoo.checkpoint.stored import StoredTensors
 from zoo.checkpoint.tensor_files import (
     INDEX,
@@ -153,12 +153,6 @@ def _join_pieces(form: Tensor, owners: Mapping[Place, int], held: HeldTensor | N
         whole[Piece(offset, piece).slices] = piece
         del piece  # before the next is received
     return whole
-
-
-def fill_weights(model: Model, folder: Path) -> None:
-    """Load a process' part of a checkpoint's weights into its model. Raises CheckpointError for a missing or broken
-    shard."""
-    load_shards(hold_weights(model), folder / SHARDS)
 
 
 def fill_pieces(held: Mapping[str, HeldTensor], source: StoredTensors) -> None:

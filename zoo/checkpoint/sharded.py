@@ -83,12 +83,6 @@ def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGrou
         save(vectors, storage_writer=writer, planner=_make_saving()(), process_group=group, no_dist=alone)
 
 
-def load_shards(held: Mapping[str, HeldTensor], folder: Path) -> None:
-    """Fill a process' pieces, by name, from a folder of shards. Other processes need not call this. Raises
-    CheckpointError for a missing or broken shard."""
-    ShardedTensors(folder).fill(held)
-
-
 class ShardedTensors(Mapping[str, "Tensor"]):
     """The whole tensors of a folder of shards by name, read lazily. Any access raises CheckpointError if the folder has
     no readable shards."""
@@ -148,7 +142,8 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         return len(self._metadata.state_dict_metadata)
 
     def fill(self, held: Mapping[str, HeldTensor]) -> None:
-        """Fill the pieces that a process holds, in place. Raises CheckpointError for a missing or broken shard."""
+        """Fill the pieces that a process holds, in place; other processes need not call this. Raises CheckpointError
+        for a missing or broken shard."""
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load

@@ -39,7 +39,7 @@ from zoo.checkpoint.resume_states import (
     restore_optimizer,
     restore_random,
 )
-from zoo.checkpoint.sharded import save_shards
+from zoo.checkpoint.sharded import ShardedTensors, save_shards
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import refuse_to_replace, stream_tensors, write_tensors
 from zoo.disk import replace_folder, write_text
@@ -358,7 +358,7 @@ def load_run(
     if not checked:
         verify(folder, training=True)
     if parallel_checkpoint.is_sharded(folder):
-        parallel_checkpoint.fill_weights(model, folder)
+        ShardedTensors(folder / parallel_checkpoint.SHARDS).fill(parallel_checkpoint.hold_weights(model))
     else:
         adapters = StoredTensors.of(adapter_files.read(model, folder))
         own, _ = open_tensors(folder, spec, getattr(model, "adapters", None))
