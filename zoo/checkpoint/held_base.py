@@ -26,13 +26,13 @@ LAYOUTS: Mapping[str, type[FourBit] | type[EightBit]] = {"nf4": FourBit, "int8":
 """The layout of each method of quantisation (`lora.quantise`)."""
 
 
-def open_base(weights: str | Path, checked: bool = False) -> StoredTensors:
+def open_base(weights: str | Path) -> StoredTensors:
     """Open the tensors of a base in their stored dtypes. A base that itself has adapters is merged as it is read, in
-    float32. With `checked`, the files of a checkpoint of Zoo are compared with its manifest."""
+    float32."""
     path = locate(weights)
     merged = not path.is_file() and read_plan(find(path)) is not None
     dtype = torch.float32 if merged else None
-    return store.open_model(weights, dtype, mapped=False, checked=checked).tensors
+    return store.open_model(weights, dtype, mapped=False, checked=False).tensors
 
 
 def list_held(spec: Topology, trained: Collection[str], quantise: str | None) -> Iterator[tuple[str, Part, bool]]:

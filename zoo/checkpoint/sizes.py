@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,9 @@ def measure_stored(path: Path) -> dict[str, Any] | None:
         listed = listed | (read_header(folder / runs.ADAPTERS) if (folder / runs.ADAPTERS).is_file() else {})
     except CheckpointError:  # reported where headers are compared with the model
         return None
-    sizes = {name: _size(each) for name, each in listed.items()}
-    if not sizes or None in sizes.values():
+    if not listed or any(each.dtype not in BITS for each in listed.values()):
         return None
-    bytes_ = sum(each for each in sizes.values() if each is not None)
+    bytes_ = sum(each.nbytes for each in listed.values())
     if is_peft(path) or (folder / runs.ADAPTERS).is_file():  # whose values are not the model's parameters
         bits = bytes_ * 8 / sum(prod(each.shape) for each in listed.values())
         return {"as": f"{_kind(listed)}, adapters", "bytes": bytes_, "bits_per_parameter": round(bits, 2)}
@@ -48,12 +48,7 @@ def _method(folder: Path) -> str | None:
 
 
 def _kind(listed: dict[str, Header]) -> str:
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for each in listed.values():
-        counts[each.dtype] = counts.get(each.dtype, 0) + prod(each.shape)
-    return max(counts, key=lambda kind: counts[kind])
-
-
-def _size(header: Header) -> int | None:
-    bits = BITS.get(header.dtype)
-    return None if bits is None else -(-prod(header.shape) * bits // 8)
+        counts[each.dtype] += prod(each.shape)
+    return counts.most_common(1)[0][0]
