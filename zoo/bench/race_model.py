@@ -1,10 +1,15 @@
 """Define the benchmark models: a Llama-like shape, small enough for two CPU cores, and BERT base."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import ClassVar
 
+from zoo.compose import load
+from zoo.costs.params import count_parameters
+from zoo.costs.rows import CostTable, tabulate
 from zoo.errors import did_you_mean, refuse
+from zoo.spec import LOGITS, Linear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,19 +31,21 @@ class RaceShape:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
 
+    @functools.cached_property
+    def table(self) -> CostTable:
+        return tabulate(load(self.model, self.overrides()))
+
     @property
     def head_params(self) -> int:
-        return self.d_model * self.vocab_size
+        return sum(row.part.params for row in self.table.parts if row.part.role == LOGITS)
 
     @property
     def matrix_params(self) -> int:
         """N, the number of weights in matrix products for every token (without the input embedding)."""
-        attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        return self.n_layers * (attention + 3 * self.d_model * self.d_ff) + self.head_params
+        return sum(row.part.params * row.stored for row in self.table.parts if isinstance(row.part, Linear))
 
     def count_params(self) -> int:
-        norms = (2 * self.n_layers + 1) * self.d_model
-        return self.matrix_params + self.head_params + norms  # the input embedding is as large as the head
+        return count_parameters(self.table)["total"]
 
     def overrides(self) -> list[str]:
         return [f"{name}={value}" for name, value in dataclasses.asdict(self).items()]
@@ -56,14 +63,6 @@ class BertShape(RaceShape):
     vocab_size: int = 30522
     max_seq_len: int = 512
     norm_eps: float = 1e-12
-
-    @property
-    def head_params(self) -> int:
-        return self.d_model * (self.vocab_size + self.d_model)
-
-    @property
-    def matrix_params(self) -> int:
-        return self.n_layers * (4 * self.d_model * self.n_heads * self.head_dim + 2 * self.d_model * self.d_ff)
 
     def overrides(self) -> list[str]:
         return [each for each in super().overrides() if each.partition("=")[0] not in ("n_kv_heads", "rope_theta")]
