@@ -127,10 +127,10 @@ def _serve(model: Model, requests: Sequence[Request], **options: Any) -> float:
     return (time.perf_counter() - (begun or start)) / max(tokens, 1)
 
 
-def _requests(count: int, vocab: int, *, length: int = 32, new: int = NEW, **options: Any) -> list[Request]:
+def _requests(count: int, vocab: int, *, new: int = NEW, **options: Any) -> list[Request]:
     from zoo.generation.request import Request
 
-    return [Request(ids=_ids(length, vocab, 31 * row), max_new_tokens=new, **options) for row in range(count)]
+    return [Request(ids=_ids(32, vocab, 31 * row), max_new_tokens=new, **options) for row in range(count)]
 
 
 # ---------------------------------------------------------------- scenarios

@@ -34,6 +34,8 @@ LEAST_GAIN = 1.5
 
 QUICK = {"lengths": (32, 64), "widths": (16,), "channels": 64, "tokens": 128, "window": (128, 16)}
 
+SHAPE = ("rows", "length", "heads", "head_dim")
+
 SCORES = 3 * 4
 """Bytes per score in a kernel that stores its score matrix: three float32 copies, forward and backward."""
 
@@ -62,7 +64,7 @@ def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settin
     """Measure the FLOP/s of causal attention, forward only and with its backward pass. If the kernel is not timed, the
     row has the reason instead."""
     rows, length, heads, width = shape
-    row: ReportRow = {"kernel": kernel, "rows": rows, "length": length, "heads": heads, "head_dim": width}
+    row: ReportRow = {"kernel": kernel, **dict(zip(SHAPE, shape, strict=True))}
     times = time_passes(kernel, shape, None, settings)
     if reason := times.get("refused") or times.get("left_out"):
         return {**row, next(iter(times)): reason}
@@ -74,15 +76,7 @@ def measure_rate(kernel: str, shape: tuple[int, int, int, int], settings: Settin
 
 def time_window(kernel: str, shape: tuple[int, int, int, int], window: int, settings: Settings) -> ReportRow:
     """Time causal attention with a sliding window. If the kernel is not timed, the row has the reason instead."""
-    rows, length, heads, width = shape
-    row: ReportRow = {
-        "kernel": kernel,
-        "rows": rows,
-        "length": length,
-        "heads": heads,
-        "head_dim": width,
-        "window": window,
-    }
+    row: ReportRow = {"kernel": kernel, **dict(zip(SHAPE, shape, strict=True)), "window": window}
     return {**row, **time_passes(kernel, shape, window, settings)}
 
 

@@ -87,7 +87,7 @@ def time_piece(name: str, way: str, sizes: PieceSizes, settings: Settings) -> Re
     run = torch.compile(run, dynamic=False) if way == "compiled" else run
     moved: dict[str, int] = dict(zip(("forward", "both"), piece.moved, strict=True))
     for which, taken in _time_piece(run, piece, settings).items():
-        row[which] = {"seconds": taken, "share_of_copy": _share(moved[which] / taken, settings)}
+        row[which] = {"seconds": taken, "share_of_copy": settings.share_of_copy(moved[which] / taken)}
     return row
 
 
@@ -108,10 +108,6 @@ def _why_absent(way: str, settings: Settings) -> str | None:
     if settings.device != "cuda":
         return f"{LIBRARIES[way]} is for CUDA"
     return None if find_version(LIBRARIES[way]) else f"{LIBRARIES[way]} is not installed"
-
-
-def _share(rate: float, settings: Settings) -> float | None:
-    return None if settings.limits is None else rate / settings.limits.copy
 
 
 # ---------------------------------------------------------------- the pieces

@@ -91,11 +91,10 @@ def time_decoding(model: DecodedModel, rows: int, settings: Settings) -> ReportR
     for way, graphs in ways.items():
         engine = make_engine(built, rows, lengths, graphs)
         seconds = time_steps(engine, rows, lengths, settings)
-        share = None if settings.limits is None else read / seconds / settings.limits.copy
         figures[way] = {
             "tokens_per_second": rows / seconds,
             "bytes_per_second": read / seconds,
-            "share_of_copy": share,
+            "share_of_copy": settings.share_of_copy(read / seconds),
             "graphs": describe_graphs(engine),
         }
     assert engine is not None

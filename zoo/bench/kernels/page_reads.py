@@ -68,5 +68,5 @@ def time_layer(kernel: str, layer: DecodedLayer, settings: Settings) -> ReportRo
     with torch.inference_mode():
         seconds = time_call(run, device, spend=0.01 if settings.quick else 0.1)
     read = k.nbytes + (0 if layer.v_width < layer.width else v.nbytes)
-    share = None if settings.limits is None else read / seconds / settings.limits.copy
+    share = settings.share_of_copy(read / seconds)
     return {**row, "page": page, "seconds": seconds, "bytes": read, "share_of_copy": share}

@@ -35,6 +35,10 @@ class Settings:
     seed: int = 0
     limits: Limits | None = None
 
+    def share_of_copy(self, rate: float) -> float | None:
+        """Return the fraction of the copy bandwidth that is `rate` bytes per second; None without `limits`."""
+        return None if self.limits is None else rate / self.limits.copy
+
 
 class Measurement(NamedTuple):
     """One measurement, which makes a row of the report."""

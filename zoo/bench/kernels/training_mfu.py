@@ -169,8 +169,8 @@ def time_steps(step: Callable[[], Any], device: str, least: int, spend: float) -
             return passed / steps
 
 
-def name_kernel(spec: Tower, length: int, device: torch.device, *, grad: bool = True) -> str:
+def name_kernel(spec: Tower, length: int, device: torch.device) -> str:
     """Return the kernel that `auto` chooses for causal attention in the first kind of layer."""
     attention = next(iter(spec.blocks.values())).attention
-    ask: AttentionQuery | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": grad})
+    ask: AttentionQuery | None = attention.ask("bfloat16", **{**Mask(length, length).features, "needs_grad": True})
     return "none" if ask is None else select(ask, machine_of(device)).name
