@@ -145,16 +145,15 @@ class Family:
     def _unknown_fields(self, full: Mapping[str, Any]) -> list[str]:
         """List a line for each field that nothing reads. Fields that are false, 0, null or empty, or that begin with an
         underscore, are left out: they change no model."""
-        known = self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
         unread = [
             name
             for name, value in full.items()
-            if name not in known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
+            if name not in self.known and value not in (None, False, 0, "", [], {}) and not name.startswith("_")
         ]
 
         def describe(name: str) -> str:
             said = f"a field that {self.name} does not have"
-            return f"{shorten(name)}: is {quote(full[name])}, {said}{did_you_mean(name, known)}"
+            return f"{shorten(name)}: is {quote(full[name])}, {said}{did_you_mean(name, self.known)}"
 
         return list_first(unread, describe, self.name)
 
@@ -173,6 +172,11 @@ class Family:
         trees = [self.model, self.derive, self.architectures]
         inner = {each.field.partition(".")[0] for each in self.towers.values()}
         return set().union(*(read_names(tree) for tree in trees)) | rope | set(self.aliases) | inner
+
+    @functools.cached_property
+    def known(self) -> set[str]:
+        """The names of all fields that the family reads, states or knows to be harmless."""
+        return self.reads | set(self.harmless) | set(self.defaults) | set(self.requires) | HARMLESS
 
     @property
     def written(self) -> dict[str, Any]:

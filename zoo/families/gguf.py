@@ -13,8 +13,8 @@ from typing import Any
 
 from zoo.errors import CheckpointError, ConfigError, name_options, short
 from zoo.families.body import write_out_keys
-from zoo.families.expression import Expression
-from zoo.families.family import HARMLESS, Family, family_of_config
+from zoo.families.expression import evaluate_tree
+from zoo.families.family import Family, family_of_config
 from zoo.families.gguf_header import GGUFFile as GGUFFile
 from zoo.families.gguf_header import StoredTensor as StoredTensor
 from zoo.families.gguf_header import is_gguf as is_gguf
@@ -26,7 +26,7 @@ PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """torch's dtype of a ggml type that is not quantised."""
 
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors of factors of rotary frequencies, which a config.json states as numbers."""
+"""Tensors of factors of rotary frequencies, which a config.json states as numbers; the last two are longrope's."""
 
 MOST_FACTORS = 65_536
 """Maximum number of factors of rotary frequencies; each factor is for two channels of a head."""
@@ -62,7 +62,7 @@ def describe_gguf(found: GGUFFile) -> dict[str, Any]:
     with _faults_of(found):
         fields = Reads(_gather_fields(found))
         config = _read_config(found, fields, row)
-        architecture = _evaluate(row.get("architecture"), fields)
+        architecture = evaluate_tree(row.get("architecture"), fields)
         _refuse_unread(found, fields, row)
     kind = family_of_config(config, str(found.file))
     ids = {name: found.metadata.get(f"tokenizer.ggml.{key}") for name, key in SPECIAL.items()}
@@ -91,10 +91,10 @@ def _faults_of(found: GGUFFile) -> Iterator[None]:
 
 def _read_config(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the catalogue's expressions over the metadata. Returns the fields of a config.json."""
-    config = {"model_type": _evaluate(row.get("model_type", found.architecture), fields)}
+    config = {"model_type": evaluate_tree(row.get("model_type", found.architecture), fields)}
     for name, value in list_rows(family_of_config(config, str(found.file)), row.get("config") or {}).items():
         if value is not None and not (name.endswith("?") and not _has_fields(value, fields)):
-            config[name.removesuffix("?")] = _evaluate(value, fields)
+            config[name.removesuffix("?")] = evaluate_tree(value, fields)
     return config
 
 
@@ -102,11 +102,10 @@ def list_rows(family: Family, own: Mapping[str, Any]) -> dict[str, Any]:
     """List the catalogue's rows for the fields of a family's config.json. Rows common to all files come first, under
     the family's names, without fields that the family lacks. An architecture's `own` rows follow, and replace rows of
     the same field."""
-    known = family.reads | family.defaults.keys() | set(family.harmless) | HARMLESS
     rows = {}
     for name, value in read_catalogue()["config"].items():
         field = family.aliases.get(name.removesuffix("?"), name.removesuffix("?"))
-        if field in known and not own.keys() & {field, f"{field}?"}:
+        if field in family.known and not own.keys() & {field, f"{field}?"}:
             rows[field + "?" * name.endswith("?")] = value
     return rows | dict(own)
 
@@ -139,7 +138,7 @@ def _refuse_unread(found: GGUFFile, fields: Reads, row: Mapping[str, Any]) -> No
         known = any(path == each or path.startswith(f"{each}.") for each in harmless)
         if path == name or path in seen or known:
             continue
-        wanted = _evaluate(requires[path], fields) if path in requires else None
+        wanted = evaluate_tree(requires[path], fields) if path in requires else None
         if value not in (wanted, 0, False) and not (
             isinstance(value, float) and math.isclose(value, wanted or 0, rel_tol=1e-6)
         ):
@@ -207,10 +206,6 @@ def _nest_metadata(found: GGUFFile) -> dict[str, Any]:
     return fields
 
 
-def _evaluate(value: object, fields: Mapping[str, Any]) -> Any:
-    return Expression(value[1:]).value(fields) if isinstance(value, str) and value.startswith("=") else value
-
-
 def _has_fields(value: str, fields: Mapping[str, Any]) -> bool:
     """Whether the file has all fields that an expression reads."""
     for path in re.findall(r"[a-z_]\w*(?:\.[a-z_]\w*)*", re.sub(r"\"[^\"]*\"", "", value)):
@@ -237,8 +232,8 @@ def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, An
     if ROPE[1] in found.tensors:
         if ROPE[2] not in found.tensors:
             raise CheckpointError(f"{found.file}: {ROPE[2]}: is missing, found {ROPE[1]} alone (both)")
-        factors = {f"{name}_factor": read_floats(found.tensors[each]) for name, each in _longrope()}
-        return {"rope_type": "longrope", **factors, **original}
+        long, short = (read_floats(found.tensors[each]) for each in ROPE[1:])
+        return {"rope_type": "longrope", "long_factor": long, "short_factor": short, **original}
     if ROPE[0] in found.tensors:
         return _find_llama3(found, read_floats(found.tensors[ROPE[0]]), float(rope.get("freq_base", 10000.0)))
     kind = stated.get("type", "none")
@@ -255,10 +250,6 @@ def describe_scaling(found: GGUFFile, fields: Mapping[str, Any]) -> dict[str, An
         return {"rope_type": "yarn", "factor": stated["factor"], **original, **betas, **equal}
     what = shorten(str(dict(stated)))
     raise CheckpointError(f"{found.file}: rope.scaling: is {what}, which is not read (none, linear or yarn)")
-
-
-def _longrope() -> Iterator[tuple[str, str]]:
-    yield from (("long", ROPE[1]), ("short", ROPE[2]))
 
 
 def _find_llama3(found: GGUFFile, factors: Sequence[float], theta: float) -> dict[str, Any] | None:

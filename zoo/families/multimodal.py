@@ -93,8 +93,7 @@ def find_wrapper(config: Mapping[str, Any]) -> Wrapper | None:
             return Wrapper(config, name, _complete(inner, config))
     if flat is not None and not any(isinstance(config.get(name), Mapping) for name in TEXT):
         family = families.family_of_config({"model_type": flat}, kind)
-        known = family.reads | set(family.defaults) | set(family.requires) | set(family.harmless) | HARMLESS
-        plain = {key: value for key, value in config.items() if key in known and not key.endswith("_config")}
+        plain = {key: value for key, value in config.items() if key in family.known and not key.endswith("_config")}
         return Wrapper(config, None, _complete({**plain, "model_type": flat}, config))
     return None
 

@@ -1,4 +1,4 @@
-"""Read and write fields that differ by layer (lists, periods), and fields of nested configs."""
+"""Read and write fields that differ by layer (lists, periods, loops), and fields of nested configs."""
 
 from __future__ import annotations
 
@@ -178,6 +178,22 @@ def take_tower(pattern: list[Any] | Mapping[str, list[Any]], tower: str) -> list
     return pattern[tower] if isinstance(pattern, Mapping) else pattern
 
 
+def find_looped(layer: int, start: int, end: int, passes: int) -> int:
+    """`looped(layer, start, end, passes)`: the index of a layer's weights in a model that runs layers `start` to `end`
+    - 1 `passes` times. With start 1, end 3 and 2 passes, seven layers have the indices 0, 1, 2, 1, 2, 3, 4."""
+    again = (passes - 1) * (end - start)
+    if layer < end:
+        return layer
+    return start + (layer - start) % (end - start) if layer < end + again else layer - again
+
+
+def find_pass(layer: int, start: int, end: int, passes: int) -> int | None:
+    """`pass_of(layer, start, end, passes)`: the pass of the loop to which a layer belongs, from 0; None for a layer
+    outside the loop."""
+    inside = start <= layer < start + passes * (end - start)
+    return (layer - start) // (end - start) if inside else None
+
+
 FUNCTIONS |= {
     "each": Each(),
     "case": Choose(),
@@ -194,4 +210,6 @@ FUNCTIONS |= {
     "stride": PlainFunction(find_stride),
     "of_tower": PlainFunction(take_tower),
     "marked": PlainFunction(is_marked),
+    "looped": PlainFunction(find_looped),
+    "pass_of": PlainFunction(find_pass),
 }
