@@ -15,10 +15,8 @@ from zoo.checkpoint.mapping import matches
 from zoo.checkpoint.quantised.base import QuantisedLayout, refuse
 from zoo.checkpoint.quantised.bitsandbytes import EightBit, FourBit
 from zoo.checkpoint.quantised.float4 import MXFP4, Float4Beside, Float4Experts, ModelOptFloat4, PackedFloat4
-from zoo.checkpoint.quantised.packed_integers import AWQ, GPTQ, PackedIntegers
-from zoo.checkpoint.quantised.scaled import STORED, ScaledBeside, ScaledWeight
-from zoo.checkpoint.quantised.ternary import Ternary
-from zoo.checkpoint.quantised.torchao import TorchAO
+from zoo.checkpoint.quantised.packed_integers import AWQ, GPTQ, PackedIntegers, Ternary
+from zoo.checkpoint.quantised.scaled import STORED, ScaledBeside, ScaledWeight, TorchAO
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed, TensorReader
 from zoo.errors import CheckpointError, did_you_mean
 from zoo.untrusted.json_file import JsonShape, check_shape

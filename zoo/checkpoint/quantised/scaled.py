@@ -1,4 +1,4 @@
-"""Read weights in float8 or int8 with one scale per tensor, row, group of columns or block."""
+"""Read weights in float8 or int8 with one scale per tensor, row, group of columns or block, torchao's among them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from zoo.checkpoint.quantised.base import QuantisedLayout, ReadTensor, refuse, spread_blocks
-from zoo.checkpoint.tensor_files import Header
+from zoo.checkpoint.tensor_files import Header, read_metadata
 from zoo.lazy import Tensor, torch
+from zoo.untrusted.json_file import parse_json
+from zoo.untrusted.printable import shorten
 
 STORED = ("F8_E4M3", "F8_E5M2", "I8")
 
@@ -66,6 +68,37 @@ class ScaledBeside(ScaledWeight):
     optional = frozenset()
     stored = ("F8_E4M3", "F8_E5M2")
     target = ".weight"
+
+
+CLASSES = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
+"""Classes that store one plain integer or float per weight, scales and zero points. Other classes (Int4Tensor and the
+like) have layouts for the kernels of a particular device."""
+
+
+class TorchAO(ScaledWeight):
+    """torchao's weights: (stored weight − zero point) · scale, one scale per row, group or tensor."""
+
+    marks = ("._weight_qdata",)
+    ends: ClassVar[Mapping[str, str]] = {
+        "weight": "._weight_qdata",
+        "scale": "._weight_scale",
+        "zero": "._weight_zero_point",
+        "input_scale": "._weight_act_quant_scale",
+        "input_zero": "._weight_act_quant_zero_point",
+    }
+    optional = frozenset({"zero", "input_scale", "input_zero"})
+    stored = ()  # CLASSES decide
+    target = ".weight"
+
+    def __init__(self, settings: Mapping[str, Any], parts: Mapping[str, Header], read: ReadTensor) -> None:
+        stem = (parts["weight"].name or "").removesuffix(self.marks[0])
+        file, key = parts["weight"].file, f"{stem}.weight"
+        said = read_metadata(file).get(key) or "{}"
+        kind = parse_json(said, f"{file}: __metadata__.{key}", dict[str, Any]).get("_type")
+        if kind not in CLASSES:
+            found = f"is of torchao's class {shorten(str(kind))}, which is not read"
+            raise refuse(parts["weight"], found, f"one of {', '.join(CLASSES)}")
+        super().__init__(settings, parts, read)
 
 
 def read_scales(scales: Tensor, exponents: bool) -> Tensor:
