@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.checkpoint.conversion import Entry
-from zoo.checkpoint.gguf.dense_layers import describe_dense, name_dense
-from zoo.checkpoint.gguf.tensors import lay_keys, require_gguf, to_gguf_name
+from zoo.checkpoint.gguf.tensors import describe_dense, lay_keys, name_dense, require_gguf, to_gguf_name
 from zoo.checkpoint.gguf.unpacking import POOLINGS, RANK, unpack
 from zoo.checkpoint.gguf_vocabulary import describe_vocabulary, open_tokenizer
 from zoo.checkpoint.inverse import find_config

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
 from typing import Any
 
-from zoo.checkpoint.gguf.dense_layers import list_dense
 from zoo.checkpoint.quantised.base import fill_rows
 from zoo.checkpoint.tensor_files import NAMES, Header, Packed
 from zoo.errors import CheckpointError, ConfigError
@@ -20,6 +19,9 @@ from zoo.lazy import Tensor, torch
 from zoo.untrusted.printable import shorten
 
 AHEAD = ("nextn_predict_layers", "block_count")
+
+DENSE = ("dense_2", "dense_3")
+"""llama.cpp's names of the dense layers that sentence-transformers stores in the folders 2_Dense and 3_Dense."""
 
 
 def require_gguf() -> None:
@@ -55,11 +57,6 @@ class GGMLTensor:
             return torch.from_numpy(np.ascontiguousarray(found, np.float32)).reshape(stop - start, width)
 
         return fill_rows((stored[0], width), 1, dtype, rows).reshape(self.shape)
-
-
-def read_dense(found: GGUFFile) -> list[Tensor]:
-    """Read the matrices of the dense layers after a pooling, in float32. Raises CheckpointError for broken tensors."""
-    return [GGMLTensor(_checked(found.tensors[name], name)).decode({}, torch.float32) for name in list_dense(found)]
 
 
 def lay_keys(body: Body, found: GGUFFile) -> Body:
@@ -151,3 +148,42 @@ def _name_map(architecture: str, layers: int) -> Any:
 
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     return get_tensor_name_map(kinds[architecture], layers)
+
+
+# ---------------------------------------------------------------- dense layers of a sentence model
+
+
+def has_dense(architecture: str) -> bool:
+    """Whether llama.cpp applies dense layers in models of an architecture."""
+    return bool((read_catalogue()["architectures"].get(architecture) or {}).get("dense"))
+
+
+def list_dense(found: GGUFFile) -> list[str]:
+    """List the names of the dense layers' tensors in a file."""
+    names = [f"{name}.weight" for name in DENSE] if has_dense(found.architecture) else []
+    return [name for name in names if name in found.tensors]
+
+
+def name_dense(architecture: str, width: int, matrices: Sequence[Tensor] | None) -> Mapping[str, Tensor]:
+    """Map llama.cpp's names to the matrices of dense layers; empty if llama.cpp does not support the matrices. It
+    supports two, the second of which outputs vectors of the model's `width`."""
+    if matrices is None or len(matrices) != len(DENSE) or not has_dense(architecture):
+        return {}
+    ends = matrices[0].shape[1], matrices[-1].shape[0]
+    return (
+        {f"{name}.weight": each for name, each in zip(DENSE, matrices, strict=True)} if ends == (width, width) else {}
+    )
+
+
+def describe_dense(architecture: str, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Make the metadata of dense layers: the input and output width of each."""
+    made = {}
+    for name, matrix in named.items():
+        start = f"{architecture}.{name.removesuffix('.weight')}_feat"
+        made |= {f"{start}_out": matrix.shape[0], f"{start}_in": matrix.shape[1]}
+    return made
+
+
+def read_dense(found: GGUFFile) -> list[Tensor]:
+    """Read the matrices of the dense layers after a pooling, in float32. Raises CheckpointError for broken tensors."""
+    return [GGMLTensor(_checked(found.tensors[name], name)).decode({}, torch.float32) for name in list_dense(found)]

@@ -8,9 +8,8 @@ import warnings
 from pathlib import Path
 
 from zoo import runs
-from zoo.checkpoint.gguf.dense_layers import list_dense
 from zoo.checkpoint.gguf.gguf_tokenizer import describe_tokenizer, make_tokenizer
-from zoo.checkpoint.gguf.tensors import read_dense
+from zoo.checkpoint.gguf.tensors import list_dense, read_dense
 from zoo.checkpoint.sentence_files import write_modules
 from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
