@@ -22,7 +22,7 @@ import zoo
 from support.reference_models import Case
 from zoo.errors import ConfigError
 from zoo.families.family import HARMLESS, by_model_type, read_family
-from zoo.porting.values import list_other_values
+from zoo.porting.field_effects import list_other_values
 
 STYLES = ("full", "brief")
 """A config.json with every field stated, as transformers writes one, and one with the sizes alone."""
