@@ -18,7 +18,6 @@ from zoo.bench.kernels import (
     checking,
     device_timing,
     kernel_report,
-    page_reads,
     training_mfu,
 )
 from zoo.bench.kernels.processes import Settings
@@ -301,7 +300,7 @@ def test_a_windows_gain_is_the_best_kernels_over_a_masked_sdpa():
 def test_a_decoding_step_from_pages_is_timed_beside_the_bytes_of_its_keys():
     settings, rows = replace(CPU, limits=LIMITS), []
     for kernel in ("eager", "sdpa", "triton", "flex"):
-        for job in page_reads.list_jobs(settings, kernel=kernel):
+        for job in attention_speed.list_page_jobs(settings, kernel=kernel):
             rows.append(job.run())
     eager = rows[:2]
     assert [row["bytes"] for row in eager] == [2 * 256 * 2 * (16 + 16) * 2, 2 * 256 * 48 * 2]  # MLA's values are keys

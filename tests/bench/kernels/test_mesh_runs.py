@@ -18,7 +18,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 import zoo
-from zoo.bench.kernels import checking, decoding, goals, kernel_report, mesh_runs, processes, training_mfu
+from zoo.bench.kernels import checking, decoding, kernel_report, mesh_runs, processes, training_mfu
 from zoo.bench.kernels.decoding import run_prompts
 from zoo.bench.kernels.processes import Settings
 from zoo.cli import run
@@ -166,9 +166,9 @@ def test_the_report_says_which_goals_were_missed():
         "  decode Llama 3 8B, 1 row: share of the bandwidth      80.0 %  80.0 %  met",
         "  decode Llama 3 8B, 64 rows: of vLLM's tokens/s        0.80 ×  1.00 ×  missed",
     ]
-    assert [goal.state for goal in goals.list_goals(make_report(quick=True))] == []
+    assert [goal.state for goal in kernel_report.list_goals(make_report(quick=True))] == []
     empty = make_report(training=[], meshes=[], decoding=[])
-    assert {goal.state for goal in goals.list_goals(empty)} == {"not measured"}
+    assert {goal.state for goal in kernel_report.list_goals(empty)} == {"not measured"}
 
 
 def test_a_step_is_predicted_for_a_card_with_a_data_sheet(monkeypatch):

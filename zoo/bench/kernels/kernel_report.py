@@ -1,4 +1,4 @@
-"""Format the report of `zoo bench kernels` as text, and write it as JSON."""
+"""Format the report of `zoo bench kernels` as text, compare it with its goals, and write it as JSON."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from zoo.bench.kernels import decoding, mesh_runs, vllm
 from zoo.bench.kernels.checking import KINDS, list_failures, name_state
-from zoo.bench.kernels.decoding import count_rows
-from zoo.bench.kernels.goals import Goal, list_goals
 from zoo.bench.kernels.processes import ReportRow
-from zoo.bench.kernels.vllm import LEAST
 from zoo.bench.race_report import check_place as find_place
 from zoo.bench.race_report import write_at
 from zoo.errors import ConfigError
@@ -28,6 +26,9 @@ MOST = 12
 """Maximum number of failures that the text lists by name."""
 
 WIDTH = 120
+
+MFU = {"Llama 1.2 B": 0.45}
+"""Goal for the MFU of training on one H100, by model."""
 
 
 # ---------------------------------------------------------------- the file
@@ -224,11 +225,11 @@ def _decoding(row: ReportRow, rows: list[ReportRow]) -> Iterator[str]:
         yield f"decode in float32, {' and '.join(row['ways'])}: the tokens are those of a CPU"
     if "tokens_per_second" not in row:
         return
-    name, rate = f"decode {row['model']}, {count_rows(row['rows'])}", f"{row['tokens_per_second']:,.1f} tok/s"
+    name, rate = f"decode {row['model']}, {decoding.count_rows(row['rows'])}", f"{row['tokens_per_second']:,.1f} tok/s"
     if "peer" in row:
         alike = (each for each in rows if (each.get("model"), each.get("rows")) == (row["model"], row["rows"]))
         ours = next((each["tokens_per_second"] for each in alike if each is not row and "kernel" in each), None)
-        ratio = "" if ours is None else f"; ours {ours / row['tokens_per_second']:.2f} × that (goal {LEAST})"
+        ratio = "" if ours is None else f"; ours {ours / row['tokens_per_second']:.2f} × that (goal {vllm.LEAST})"
         yield f"{name}, {row['peer']}: {rate}{ratio}"
         return
     goal = "" if row["goal"] is None else f" (goal {format_share(row['goal'], 1)})"
@@ -274,3 +275,46 @@ def _failures(report: Mapping[str, Any]) -> list[str]:
         return [f"no failures{'; goals: ' if states else ''}{', '.join(f'{n} {state}' for state, n in states.items())}"]
     more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
     return [f"{len(found)} failures", *(wrap_text(line, 2, 6, WIDTH) for line in found[:MOST]), *more]
+
+
+# ---------------------------------------------------------------- the goals
+
+
+class Goal(NamedTuple):
+    """A goal: name, measured figure (None: not measured), least figure that meets it, and whether both are
+    fractions."""
+
+    name: str
+    figure: float | None
+    least: float
+    share: bool = True
+
+    @property
+    def state(self) -> str:
+        """The outcome: met, missed, or not measured."""
+        return "not measured" if self.figure is None else "met" if self.figure >= self.least else "missed"
+
+
+def list_goals(report: Mapping[str, Any]) -> Iterator[Goal]:
+    """Yield the goals of a report. A quick report has none: the goals are for the full sizes."""
+    if report["quick"]:
+        return
+    for model, least in MFU.items():
+        found = _find(report["training"], model=model).get("mfu", {}).get("sheet", {})
+        yield Goal(f"train {model}: MFU of the data sheet's bf16", found.get("exact"), least)
+    large = _find(report["meshes"], model="Llama 3 8B")
+    yield Goal("train Llama 3 8B over all GPUs: MFU", large.get("mfu"), mesh_runs.GOAL)
+    for model in decoding.MODELS:
+        found = _find(report["decoding"], model=model.name, rows=1)
+        yield Goal(f"decode {model.name}, 1 row: share of the bandwidth", found.get("share_of_copy"), decoding.GOAL)
+    name, many = decoding.MODELS[-1].name, max(decoding.ROWS)
+    rows = [row for row in report["decoding"] if (row.get("model"), row.get("rows")) == (name, many)]
+    ours, theirs = (
+        next((row for row in rows if key in row), {}).get("tokens_per_second") for key in ("kernel", "peer")
+    )
+    ratio = ours / theirs if ours and theirs else None
+    yield Goal(f"decode {name}, {decoding.count_rows(many)}: of vLLM's tokens/s", ratio, vllm.LEAST, share=False)
+
+
+def _find(found: list[dict[str, Any]], **wanted: object) -> dict[str, Any]:
+    return next((row for row in found if all(row.get(name) == value for name, value in wanted.items())), {})

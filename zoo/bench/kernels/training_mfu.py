@@ -51,8 +51,9 @@ WARM, LEAST, SPEND = 3, 5, 5.0
 """Number of untimed steps, least number of timed steps, and seconds for all timed steps."""
 
 
-class TrainedModel(NamedTuple):
-    """A model: its name in the report, its packaged name `of`, overrides, and the tokens per sequence (`length`)."""
+class BenchModel(NamedTuple):
+    """A model: its name in the report, its packaged name `of`, overrides, and the tokens per sequence of training
+    (`length`)."""
 
     name: str
     of: str
@@ -61,10 +62,10 @@ class TrainedModel(NamedTuple):
 
 
 MODELS = (
-    TrainedModel("Llama 124 M", "llama3-8b", tuple(RaceShape().overrides())),
-    TrainedModel("Llama 1.2 B", "llama3.2-1b"),
+    BenchModel("Llama 124 M", "llama3-8b", tuple(RaceShape().overrides())),
+    BenchModel("Llama 1.2 B", "llama3.2-1b"),
 )
-TINY = TrainedModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
+TINY = BenchModel("Llama tiny", "llama-tiny", ("d_model=32", "n_layers=2", "d_ff=48", "vocab_size=256"), 64)
 
 
 def list_jobs(settings: Settings) -> list[Measurement]:
@@ -73,7 +74,7 @@ def list_jobs(settings: Settings) -> list[Measurement]:
     return [Measurement(f"train {model.name}", partial(time_training, model, settings)) for model in models]
 
 
-def time_training(model: TrainedModel, settings: Settings) -> ReportRow:
+def time_training(model: BenchModel, settings: Settings) -> ReportRow:
     """Measure tokens per second of training, and MFU by each convention."""
     spec = load(model.of, model.overrides)
     device = torch.device(settings.device)

@@ -10,8 +10,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from zoo.bench.kernels.decoding import MODELS, QUICK_MODELS, ROWS, WHOLE, DecodedModel, count_rows, draw_prompts
+from zoo.bench.kernels.decoding import MODELS, ROWS, WHOLE, count_rows, draw_prompts
 from zoo.bench.kernels.processes import Measurement, ReportRow, Settings
+from zoo.bench.kernels.training_mfu import TINY, BenchModel
 from zoo.checkpoint.inverse import find_config
 from zoo.compose import load
 from zoo.run.environment import find_version
@@ -27,14 +28,14 @@ TIMES = 2
 
 def list_jobs(settings: Settings) -> list[Measurement]:
     """List one job per batch size, for the largest model."""
-    model = (QUICK_MODELS if settings.quick else MODELS)[-1]
+    model = TINY if settings.quick else MODELS[-1]
     return [
         Measurement(f"decode {model.name}, {count_rows(rows)}, vLLM", partial(time_vllm, model, rows, settings))
         for rows in ROWS
     ]
 
 
-def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
+def time_vllm(model: BenchModel, rows: int, settings: Settings) -> ReportRow:
     """Measure vLLM's tokens/s from two runs; the second generates `WHOLE.timed` more tokens per prompt."""
     if (version := find_version("vllm")) is None:
         return {"left_out": MISSING}
@@ -50,7 +51,7 @@ def time_vllm(model: DecodedModel, rows: int, settings: Settings) -> ReportRow:
 
 
 @lru_cache(maxsize=1)
-def _start(model: DecodedModel, seed: int) -> Any:
+def _start(model: BenchModel, seed: int) -> Any:
     """Start vLLM in this process, with a model of this shape and random weights, from a config.json alone."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
     from vllm import LLM  # type: ignore[import-not-found]
