@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -14,9 +14,6 @@ from zoo.distributed.seam import Seam
 from zoo.errors import ConfigError
 from zoo.grammar import to_dict
 from zoo.lazy import Tensor
-
-if TYPE_CHECKING:
-    from zoo.model.tower import Tower
 
 
 class GivenVectors(Seam):
@@ -45,7 +42,7 @@ def read_input(tower: Any, ids: Tensor | None, embeds: Tensor | None) -> Iterato
     width = tower.embedding.tokens.weight.shape[1]
     if embeds.ndim != 3 or embeds.shape[2] != width:
         raise ValueError(f"inputs_embeds: has the shape {list(embeds.shape)} ([B, T, {width}], as of the token table)")
-    if found := find_id_reader(tower.spec):
+    if found := find_id_reader(to_dict(tower.spec)):
         raise ConfigError(f"inputs_embeds: {found} reads token ids (give input_ids)")
     vectors = embeds.flatten(0, 1)
     first = tower.spec.vocab_size
@@ -56,19 +53,15 @@ def read_input(tower: Any, ids: Tensor | None, embeds: Tensor | None) -> Iterato
         del tower.embedding.seam
 
 
-def find_id_reader(spec: Tower) -> str | None:
-    """Find a part of a tower, other than its token table, whose output depends on token ids. Returns the path of its
-    field, or None. Skipping the padding's id does not count, because the mask marks padding."""
-    return _find(to_dict(spec), "")
-
-
-def _find(node: Any, path: str) -> str | None:
+def find_id_reader(node: Any, path: str = "") -> str | None:
+    """Find a part of a tower's node, other than its token table, whose output depends on token ids. Returns the path of
+    its field, or None. Skipping the padding's id does not count, because the mask marks padding."""
     if not isinstance(node, Mapping):
         return None
     for key, value in node.items():
         of_vocabulary = key == "vocab_size" and path not in ("", "embedding", "head")
         if value is not None and (of_vocabulary or (key.endswith("_id") and key != "skip_id")):
             return f"{path}.{key}"
-        if found := _find(value, f"{path}.{key}".lstrip(".")):
+        if found := find_id_reader(value, f"{path}.{key}".lstrip(".")):
             return found
     return None
