@@ -5,7 +5,7 @@ An Entry is a row of a family's name map (mapping.py) at one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,6 +48,10 @@ class Entry:
             parts = step.write(parts, self) if step.apart else parts
         return parts
 
+    def name_theirs(self, ours: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and value of each of their tensors, converted from ours."""
+        yield from zip(self.theirs, self.to_theirs([ours[name] for name in self.ours]), strict=True)
+
     @property
     def axis(self) -> int:
         """The index of a weight's output dimension: 1 in stacked experts [E, d_out, d_in], else 0."""
@@ -55,8 +59,8 @@ class Entry:
 
     def shapes_of_theirs(self) -> Iterator[tuple[str, Shape]]:
         """Yield name and shape of each of their tensors, found by converting ours on the meta device."""
-        made = self.to_theirs([torch.empty(shape, device="meta") for shape in self.shapes])
-        yield from ((name, tuple(tensor.shape)) for name, tensor in zip(self.theirs, made, strict=True))
+        forms = {name: torch.empty(shape, device="meta") for name, shape in zip(self.ours, self.shapes, strict=True)}
+        yield from ((name, tuple(tensor.shape)) for name, tensor in self.name_theirs(forms))
 
 
 @dataclass(frozen=True)

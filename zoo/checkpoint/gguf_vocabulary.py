@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ NEVER = -1000.0
 """Score of tokens outside the unigram vocabulary: too low ever to be chosen."""
 
 DIGITS = r"\p{N}"
+BYTE_TOKEN = "<0x.{2}>"
 
 
 def describe_vocabulary(folder: Path, size: int) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def describe_vocabulary(folder: Path, size: int) -> dict[str, Any]:
     types = [UNUSED] * size
     for name, number in places.items():
         control = CONTROL if added.get(name, {}).get("special") else USER
-        plain = BYTE if kind in ("llama", "t5") and _is_byte(name) else NORMAL
+        plain = BYTE if kind in ("llama", "t5") and re.fullmatch(BYTE_TOKEN, name) else NORMAL
         tokens[number], types[number] = name, control if name in added else plain
     made: dict[str, Any] = {"model": kind, "tokens": tokens, "token_type": types}
     made |= MAKERS[kind](node, made, places, file) | _find_ids(folder, places, size)
@@ -81,10 +83,6 @@ def _find_kind(node: Mapping[str, Any], file: Path) -> str:
 
 def _pair(merge: Any) -> list[str]:
     return merge if isinstance(merge, list) else merge.split(" ", 1)
-
-
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
 def _find_split(node: Mapping[str, Any], file: Path) -> str:

@@ -54,7 +54,8 @@ def find_config(spec: WholeSpec, source: HFSource | None = None) -> tuple[dict[s
     else:
         tried = sorted(_candidates(spec), key=lambda each: each[0])
     likely = sum(1 for distance, _, _ in tried if distance == 0)
-    first, mixers = tried[: max(likely, NEAR)], _list_mixers(spec)
+    first = tried[: max(likely, NEAR)]
+    mixers = {block.attention.kind for tower in spec.towers().values() for block in tower.blocks.values()}
     more = sorted(tried[len(first) :], key=lambda each: (_count_lacking(each[1].template(each[2]), mixers), each[0]))
     nearest: tuple[tuple[int, bool, int], str, list[str]] | None = None
     for _, family, name in [*first, *more[:NEAR]]:
@@ -68,11 +69,6 @@ def find_config(spec: WholeSpec, source: HFSource | None = None) -> tuple[dict[s
         raise FitsNoFamily(f"kind: no family has models of kind '{spec.kind}'")
     _, name, faults = nearest
     raise FitsNoFamily(*(f"{fault}; {name}, the nearest family, cannot describe this" for fault in faults[:8]))
-
-
-def _list_mixers(spec: Topology) -> set[str]:
-    """List the kinds of attention and of recurrent mixers in a Spec's layers."""
-    return {block.attention.kind for tower in spec.towers().values() for block in tower.blocks.values()}
 
 
 def _count_lacking(template: Mapping[str, Any], mixers: set[str]) -> int:

@@ -62,7 +62,7 @@ def save_for_peft(folder: Path, out: Path, *, force: bool = False) -> dict[str, 
         tensors |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
         if plan.dora:
             tensors[f"{PREFIX}{module}{MAGNITUDES}"] = fuse_magnitudes(entry, held)
-    whole = {name: each for entry in changed for name, each in _convert(entry, own)}
+    whole = {name: each.contiguous() for entry in changed for name, each in entry.name_theirs(own)}
     if any(TABLE in entry.ours for entry in changed) and getattr(spec.head, "tied", False):
         whole[f"{_find_tied_head(folder, body)}.weight"] = own[TABLE].clone()  # peft ties it to its copy of the table
     tensors |= {f"{PREFIX}{name}": each for name, each in whole.items()}
@@ -97,11 +97,6 @@ def _find_tied_head(folder: Path, body: Body) -> str:
         found = "the token table is trained, and the head that is tied to it has no name in the family's map"
         raise CheckpointError(f"{folder}: {found} (--to hf merges all)")
     return theirs.replace("~", body.prefix).removesuffix(".weight")
-
-
-def _convert(entry: Entry, own: StoredTensors) -> Iterator[tuple[str, Tensor]]:
-    made = entry.to_theirs([own[name] for name in entry.ours])
-    yield from ((name, each.contiguous()) for name, each in zip(entry.theirs, made, strict=True))
 
 
 def _find_body(folder: Path, spec: WholeSpec, plan: Adapters) -> Body:

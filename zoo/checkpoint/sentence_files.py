@@ -93,12 +93,11 @@ def list_modules(folder: Path) -> list[Module]:
         raise CheckpointError(f"{file}: has a module {shorten(odd)}, which is not read (one of: {', '.join(KINDS)})")
     if names[:2] != ["Transformer", "Pooling"]:
         raise CheckpointError(f"{file}: begins with {', '.join(names[:2]) or 'nothing'} (Transformer, then Pooling)")
-    places = [_find_module(folder, each["path"], f"{file}: {index}.path") for index, each in enumerate(stated)]
+    places = (
+        find_inside(folder, each["path"], f"{file}: {index}.path") if each["path"] else folder
+        for index, each in enumerate(stated)
+    )
     return [Module(*each) for each in zip(names, places, strict=True)]
-
-
-def _find_module(folder: Path, stated: str, place: str) -> Path:
-    return find_inside(folder, stated, place) if stated else folder
 
 
 def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int, dense: Sequence[Tensor] = ()) -> None:
@@ -121,17 +120,13 @@ def write_modules(out: Path, poolings: Sequence[str], width: int, limit: int, de
     for path in list(paths)[2:]:
         (out / path).mkdir()
     for number, matrix in enumerate(dense, 2):
-        files = {**files, f"{number}_Dense/config.json": _describe_dense(matrix)}
+        sizes = {"in_features": matrix.shape[1], "out_features": matrix.shape[0], "bias": False}
+        linear = {**sizes, "activation_function": "torch.nn.modules.linear.Identity"}
+        files = {**files, f"{number}_Dense/config.json": linear}
         write_tensors({"linear.weight": matrix}, out / f"{number}_Dense" / SINGLE)
     for name, value in files.items():
         (out / name).parent.mkdir(exist_ok=True)
         write_json(out / name, value)
-
-
-def _describe_dense(matrix: Tensor) -> dict[str, Any]:
-    """Make the config.json of a dense layer without a bias and an activation."""
-    sizes = {"in_features": matrix.shape[1], "out_features": matrix.shape[0], "bias": False}
-    return {**sizes, "activation_function": "torch.nn.modules.linear.Identity"}
 
 
 def read_settings(file: Path, shape: type[JsonShape]) -> dict[str, Any]:

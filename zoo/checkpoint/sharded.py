@@ -80,7 +80,7 @@ def save_shards(held: Mapping[str, HeldTensor], folder: Path, group: ProcessGrou
     alone = not is_initialized()
     with _quiet():
         vectors = {name: each.view_vector() for name, each in held.items()}
-        save(vectors, storage_writer=writer, planner=_make_saving()(), process_group=group, no_dist=alone)
+        save(vectors, storage_writer=writer, planner=_make_saving(), process_group=group, no_dist=alone)
 
 
 class ShardedTensors(Mapping[str, "Tensor"]):
@@ -154,7 +154,7 @@ class ShardedTensors(Mapping[str, "Tensor"]):
         try:
             with _quiet(), torch.no_grad():
                 vectors = {name: each.view_vector() for name, each in held.items()}
-                load(vectors, storage_reader=reader, planner=_make_loading()(), no_dist=True)
+                load(vectors, storage_reader=reader, planner=_make_loading(), no_dist=True)
         except CheckpointException as error:  # torch wraps any failure in this class
             found = f"cannot be read, found {short(error)}"
             raise CheckpointError(f"{self.folder}: {found} (a folder that zoo wrote)") from error
@@ -178,9 +178,6 @@ def _make_saving() -> Any:
     class Saving(DefaultSavePlanner):
         """Plans to write the pieces of each HeldTensor."""
 
-        def __init__(self) -> None:
-            super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
         def create_local_plan(self) -> Any:
             items = []
             for name, held in self.state_dict.items():
@@ -197,7 +194,7 @@ def _make_saving() -> Any:
             index = write_item.index
             return _find(self.state_dict[index.fqn], index.offset).contiguous()
 
-    return Saving
+    return Saving(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
 def _make_loading() -> Any:
@@ -208,9 +205,6 @@ def _make_loading() -> Any:
 
     class Loading(DefaultLoadPlanner):
         """Plans to fill the pieces of each HeldTensor from shards of any shape."""
-
-        def __init__(self) -> None:
-            super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
         def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
             self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
@@ -231,7 +225,7 @@ def _make_loading() -> Any:
         def commit_tensor(self, read_item: Any, tensor: Any) -> None:
             pass  # it was filled in place
 
-    return Loading
+    return Loading(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
 def _find(held: HeldTensor, offset: Sequence[int]) -> Tensor:

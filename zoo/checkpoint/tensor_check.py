@@ -9,6 +9,7 @@ from zoo import runs
 from zoo.checkpoint import hf
 from zoo.checkpoint.adapter_files import check_weights, find_base, read_plan
 from zoo.checkpoint.finding import find
+from zoo.checkpoint.mapping import map_tensors
 from zoo.costs.params import count_parameters
 from zoo.errors import CheckpointError
 from zoo.grammar.saved import read_spec
@@ -53,7 +54,9 @@ def compare_tensors(path: Path) -> TensorReport:
             faults = error.faults
         total = count_parameters(spec)["total"]
         return TensorReport(folder, "zoo", theirs, len(names), total, tuple(faults), adapters)
-    source, laid, faults = hf.compare_headers(folder)
+    source, found = hf.open_folder(folder)
+    laid = map_tensors(source.spec, source.stored)
+    faults = hf.find_differences(laid, found, source)
     theirs, ours = sum(len(entry.theirs) for entry in laid), sum(len(entry.ours) for entry in laid)
     total, of = count_parameters(source.spec)["total"], f"{source.family.name}, {source.body.architecture}"
     return TensorReport(source.file or folder, of, theirs, ours, total, tuple(faults))

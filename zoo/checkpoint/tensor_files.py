@@ -356,9 +356,9 @@ class TensorReader:
         file, name = header.file, header.name or name
         if self._bin is not None:
             return self._bin[name][1]
+        if not self.mapped:
+            return read_bytes(header)
         try:
-            if not self.mapped:
-                return read_bytes(header)
             if file not in self._open:
                 self._open[file] = safe_open(file, framework="pt")
             return self._open[file].get_tensor(name)
@@ -375,22 +375,20 @@ class TensorReader:
         def read(at: tuple[slice, ...]) -> Tensor:
             first, rows = at[0].start, at[0].stop - at[0].start
             start = header.start + first * (header.nbytes // header.shape[0])
-            try:
-                part = read_bytes(replace(header, shape=(rows, *header.shape[1:]), start=start))
-            except OSError as error:
-                found = f"cannot be read, found {short(error)} (a whole file)"
-                raise CheckpointError(f"{header.file}: {found}") from error
-            return part[(slice(None), *at[1:])]
+            return read_bytes(replace(header, shape=(rows, *header.shape[1:]), start=start))[(slice(None), *at[1:])]
 
         return read
 
 
 def read_bytes(header: Header) -> Tensor:
-    """Read a tensor's bytes from a safetensors file. Raises OSError."""
+    """Read a tensor's bytes from a safetensors file. Raises CheckpointError if they cannot be read."""
     tensor = header.make_empty("cpu")
     place = _view_bytes(tensor)
-    with header.file.open("rb") as stream:
-        stream.seek(header.start)
-        if stream.readinto(place) != len(place):
-            raise OSError("an end in the middle of a tensor")
+    try:
+        with header.file.open("rb") as stream:
+            stream.seek(header.start)
+            if stream.readinto(place) != len(place):
+                raise OSError("an end in the middle of a tensor")
+    except OSError as error:
+        raise CheckpointError(f"{header.file}: cannot be read, found {short(error)} (a whole file)") from error
     return tensor

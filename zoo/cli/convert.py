@@ -109,6 +109,7 @@ def _write_hf(
     """Write a Hugging Face folder, and print what was written. With `verify` the folder is compared with the model
     before it appears. Returns a description of the comparison."""
     from zoo.checkpoint import hf, store
+    from zoo.families.multimodal import find_wrapper
     from zoo.families.serving import describe_serving
     from zoo.text.handover import verify_draft
 
@@ -120,7 +121,7 @@ def _write_hf(
 
     try:
         config = hf.save(stored, out, beside=folder, into=into, pooling=pooling, force=force, check=check)
-        name, served = config["architectures"][0], not hf.is_multimodal(config)
+        name, served = config["architectures"][0], find_wrapper(config) is None
     except FitsNoFamily as error:
         if into is not None or pooling is not None:
             raise

@@ -1,8 +1,6 @@
 """Open, read and write Hugging Face folders: convert config.json and tensors to a model of Zoo, and back."""
 
-from zoo.checkpoint.hf.multimodal_folder import is_multimodal as is_multimodal
 from zoo.checkpoint.hf.opening import HFSource as HFSource
-from zoo.checkpoint.hf.opening import compare_headers as compare_headers
 from zoo.checkpoint.hf.opening import compose_spec as compose_spec
 from zoo.checkpoint.hf.opening import describe_unread as describe_unread
 from zoo.checkpoint.hf.opening import find_differences as find_differences

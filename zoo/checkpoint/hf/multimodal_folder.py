@@ -21,7 +21,7 @@ from zoo.families.body import Body
 from zoo.families.config_types import IndexFile
 from zoo.families.described import CONFIG, read_json, write_json
 from zoo.families.family import Family
-from zoo.families.multimodal import TensorPrefixes, Wrapper, find_wrapper, read_catalogue
+from zoo.families.multimodal import TensorPrefixes, Wrapper, read_catalogue
 from zoo.lazy import Tensor
 from zoo.untrusted.json_file import FILE
 
@@ -56,11 +56,6 @@ class Whole:
                 counts[name.removeprefix("model.").split(".")[0]] += prod(header.shape)
         parts = ", ".join(f"{name} ({count:,} parameters)" for name, count in counts.most_common())
         return f"{self.wrapper.kind}: its text model alone; {parts or 'nothing'} not read"
-
-
-def is_multimodal(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes a multimodal model."""
-    return find_wrapper(config) is not None
 
 
 def check_wrapper(wrapper: Wrapper, file: Path) -> None:
@@ -168,8 +163,7 @@ def _list_theirs(
 ) -> Iterator[tuple[str, Tensor]]:
     """Convert Zoo's tensors to those of the files, one entry at a time. Yields the files' names and tensors."""
     for entry in entries:
-        names = [whole.name_in_file(name, body.prefix) for name in entry.theirs]
-        yield from zip(names, entry.to_theirs([held[each] for each in entry.ours]), strict=True)
+        yield from ((whole.name_in_file(name, body.prefix), each) for name, each in entry.name_theirs(held))
 
 
 def _write_index(folder: Path, draft: Path, placed: Mapping[str, str]) -> None:

@@ -155,14 +155,6 @@ def compose_spec(body: Body, file: Path = Path("config.json")) -> WholeSpec:
         return load(body.model)
 
 
-def compare_headers(folder: Path) -> tuple[HFSource, list[Entry], list[str]]:
-    """Compare a folder's headers with the model of its config.json; reads no weight. Returns the source, the entries of
-    its name map, and the faults."""
-    source, found = open_folder(folder)
-    mapped = map_tensors(source.spec, source.stored)
-    return source, mapped, find_differences(mapped, found, source)
-
-
 def find_differences(mapped: Sequence[Entry], found: Mapping[str, Header], source: HFSource) -> list[str]:
     """Describe the tensors that are missing, that have no row in the name map, or that have a wrong shape: a line for
     each of the first few."""

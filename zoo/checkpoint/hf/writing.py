@@ -18,6 +18,7 @@ from zoo.checkpoint.model_card import CARD, write_card
 from zoo.checkpoint.stored import StoredModel, StoredTensors
 from zoo.checkpoint.tensor_files import INDEX, SINGLE, TensorReader, refuse_to_replace, stream_tensors
 from zoo.checkpoint.tokenizer_file import LARGEST, TokenizerJson, read_special_tokens
+from zoo.disk import replace_folder
 from zoo.errors import CheckpointError
 from zoo.families.body import Body
 from zoo.families.config_types import GenerationFile
@@ -53,8 +54,6 @@ def save(
     ConfigError for an architecture that no family can describe, CheckpointError if `out` has other files, and for a
     tensor that is not finite.
     """
-    from zoo.disk import replace_folder
-
     model = model.refuse_nonfinite()
     source = model.source if into is None else _open_multimodal(into)
     config, body = find_config(model.spec, source)
@@ -105,8 +104,6 @@ def _save_whole(
     check: Callable[[Path], object] | None,
 ) -> dict[str, Any]:
     """Write a multimodal folder with this model as its text model. Returns the whole config."""
-    from zoo.disk import replace_folder
-
     files = list_other_files(source.folder)
     weights = [header.file.name for header in whole.listed.values()]
     names = (CONFIG, INDEX, *(file.name for file in files), *weights, *BESIDE)
@@ -186,7 +183,7 @@ def _write_shards(held: StoredTensors, mapped: Sequence[Entry], folder: Path, sh
 
 def _list_theirs(group: Sequence[Entry], held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for entry in group:
-        yield from zip(entry.theirs, entry.to_theirs([held[each] for each in entry.ours]), strict=True)
+        yield from entry.name_theirs(held)
 
 
 def _fill_shards(mapped: Sequence[Entry], forms: Mapping[str, Tensor], shard: int) -> Iterator[list[Entry]]:

@@ -85,7 +85,8 @@ def find_method(config: Mapping[str, Any], where: str) -> Method | None:
     if not settings:
         return None
     check_shape(settings, SettingsNode, f"{where}: {FIELD}")
-    name = settings.get("quant_method") or ("bitsandbytes" if _is_bitsandbytes(settings) else None)
+    older = settings.get("load_in_4bit") or settings.get("load_in_8bit")  # files older than quant_method
+    name = settings.get("quant_method") or ("bitsandbytes" if older else None)
     if name not in METHODS:
         hint = did_you_mean(str(name), METHODS) or f" (one of: {', '.join(METHODS)}; or the unquantised checkpoint)"
         raise CheckpointError(f"{where}: {FIELD}.quant_method: {quote(name)} is not read{hint}")
@@ -101,10 +102,6 @@ def find_method(config: Mapping[str, Any], where: str) -> Method | None:
     if faults:
         raise CheckpointError(*faults)
     return method
-
-
-def _is_bitsandbytes(settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))  # files older than quant_method
 
 
 def unpack_headers(folder: Path, config: Mapping[str, Any], found: Mapping[str, Header]) -> dict[str, Header]:
