@@ -270,7 +270,9 @@ def parse_family(name: str, node: dict[str, Any]) -> Family:
         base = replace(base, requires={key: value for key, value in base.requires.items() if key not in unset})
     node = write_out_keys(node, base.keys if base else {})
     node = _like(base, node) if base else node
-    node["stated"], node["model"] = node["model"], _combine_layers(node["model"])
+    node["stated"] = node["model"]
+    if "layers" in node["model"]:
+        node["model"] = node["model"] | {"layers": combine_kinds(node["model"]["layers"])}
     types = node.pop("model_type", name)
     node |= {key: tuple(node.pop(key, ())) for key in LISTS}
     node["defaults"] = {**dict.fromkeys(node.get("derive", {})), **node.get("defaults", {})}
@@ -278,10 +280,6 @@ def parse_family(name: str, node: dict[str, Any]) -> Family:
     stated = node.get("architectures") or name_first_class(name, (base or _read_usual()).architectures)
     node["architectures"] = name_classes(name, stated, node.get("bare", {}), node.get("tasks", {}))
     return Family(name=name, model_types=tuple(types if isinstance(types, list) else [types]), **node)
-
-
-def _combine_layers(model: dict[str, Any]) -> dict[str, Any]:
-    return model | {"layers": combine_kinds(model["layers"])} if "layers" in model else model
 
 
 def _parse_tower(name: str, tower: str, node: Mapping[str, Any]) -> TowerConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,13 +103,6 @@ def _descend(
             _descend((*path, each.name), value, (*owner, each.name), found)
 
 
-def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Nest a value under a path: `("attention", "bias")`, true → {attention: {bias: true}}."""
-    for key in reversed(path):
-        value = {key: value}
-    return value
-
-
 def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
     """Yield the changes of each field with few possible values to every other value."""
     for spot in list_spots(draft, outcome):
@@ -122,9 +115,10 @@ def list_flips(draft: Draft, outcome: TrialOutcome) -> Iterator[Move]:
             yield Move(f"norm.{name}: {json.dumps(not now)}", {"norm": {name: not now}})
 
 
-def _set(spot: Spot, name: str, value: object, said: str) -> Move:
+def _set(spot: Spot, name: str, value: Any, said: str) -> Move:
     where = (*spot.path, name)
-    return Move(f"{'.'.join(where)}: {said}", nest(where, value), spot=spot, value=(name, value))
+    patch = functools.reduce(lambda inner, key: {key: inner}, reversed(where), value)
+    return Move(f"{'.'.join(where)}: {said}", patch, spot=spot, value=(name, value))
 
 
 def _others(hint: str, now: object) -> Iterable[Any]:

@@ -53,17 +53,14 @@ def describe(found: Ported) -> Iterator[str]:
         yield f"change: {step}"
     for name, (holds, said) in found.parity.checks.items():
         yield f"{name}: {'equal' if holds else 'NOT equal'}, {said}"
-    yield from _describe_gaps(found.outcome)
+    if found.outcome.gaps and not found.outcome.is_equal:
+        gaps = (f"{stage} {gap:.1g}" for stage, gap in found.outcome.gaps.items())
+        yield f"differences by stage: {', '.join(gaps)}"
     yield from _describe_unplaced(found.outcome)
     for verdict, names in count_fields(found.parity.fields).items():
         yield f"fields {verdict}: {', '.join(names)}"
     wrong = {name: said for name, said in found.parity.fields.items() if said.startswith(("WRONG", "unread"))}
     yield from (f"field to place: {name}, {said}" for name, said in wrong.items())
-
-
-def _describe_gaps(outcome: TrialOutcome) -> Iterator[str]:
-    if outcome.gaps and not outcome.is_equal:
-        yield "differences by stage: " + ", ".join(f"{stage} {gap:.1g}" for stage, gap in outcome.gaps.items())
 
 
 def _describe_unplaced(outcome: TrialOutcome) -> Iterator[str]:

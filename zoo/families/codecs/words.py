@@ -90,11 +90,6 @@ def round_up(number: float, multiple: int) -> int:
     return int((number + multiple - 1) // multiple) * multiple
 
 
-def write_round_up(value: int) -> tuple[int, int]:
-    """Invert `round_up`: both arguments become the width, which is a multiple of itself."""
-    return value, value
-
-
 def read_bias(inputs: bool, output: bool | None = None) -> bool | str:
     """`bias_of(attention_bias, attention_out_bias)`: which linear layers of attention have a bias, from one field for
     queries, keys and values and one for the output; `bias_of(attention_bias)` from a single field for all."""
@@ -107,7 +102,7 @@ FUNCTIONS |= {
     "dense_or_gated": TwoWay(read_t5_ffn, write_t5_ffn),
     "bias_of": TwoWay(read_bias, lambda bias: (bias in (True, "qkv"), bias in (True, "o"))),
     "bf16": PlainFunction(round_to_bf16),
-    "round_up": TwoWay(round_up, write_round_up),
+    "round_up": TwoWay(round_up, lambda width: (width, width)),  # a multiple of itself
     "t5_activation": PlainFunction(read_t5_activation),
     "t5_projection": PlainFunction(write_t5_projection),
     "t5_gated": PlainFunction(lambda projection: projection.startswith("gated-")),
