@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.bench.isa import name_isa
-from zoo.bench.race_plan import OURS
+from zoo.bench.race_plan import OURS, name_isa
 from zoo.bench.show import describe_crowd, format_ratio, format_tokens, list_scenario_cells, name_race
 from zoo.errors import ConfigError
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.bench.isa import HELD
-from zoo.bench.race_plan import INSTALL, OURS
+from zoo.bench.race_plan import HELD, INSTALL, OURS
 from zoo.errors import ConfigError, ZooError
 
 MACHINE = "machine"

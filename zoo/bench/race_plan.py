@@ -37,6 +37,24 @@ GENERATES = ("decode", "batch")
 WEIGHTS = ("fp16", "bf16", "int8", "int4")
 LOWER = {OURS: WEIGHTS, "ctranslate2": ("int8",), "onnx": ("int4",)}
 """The entries of WEIGHTS (weight precisions) that each racer supports."""
+HELD: dict[str, Mapping[str, str]] = {
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+    },
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512",
+        "CT2_FORCE_CPU_ISA": "AVX512",
+    },
+}
+"""Environment variables by instruction set: torch, oneDNN, MKL (on Intel), FBGEMM, CTranslate2. avx512 excludes AMX."""
+ISAS = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AVX-512 with AMX"}
 SECONDS = 300.0
 BILLION = {"d_model": 2048, "n_layers": 22, "n_heads": 32, "d_ff": 5632}
 """Changes of RaceShape for the workload `load`: 1,100,048,384 parameters."""
@@ -166,3 +184,8 @@ def list_strangers(race: Race, peers: Iterable[str]) -> dict[str, str]:
         for name in peers
         if race.workload not in TAKES[name]
     }
+
+
+def name_isa(isa: str) -> str:
+    """Return the usual spelling of an instruction set: `avx512` → `AVX-512`."""
+    return ISAS.get(isa, isa.upper())

@@ -16,8 +16,7 @@ from typing import Any
 
 from zoo.bench import load_time
 from zoo.bench.calling import MACHINE, MissingPeer, run_worker
-from zoo.bench.isa import NAMES, name_isa
-from zoo.bench.race_plan import INSTALL, OURS, Race, Racer, list_racers, list_strangers
+from zoo.bench.race_plan import INSTALL, ISAS, OURS, Race, Racer, list_racers, list_strangers, name_isa
 from zoo.bench.race_report import make_report
 from zoo.errors import ConfigError, ZooError
 
@@ -133,7 +132,7 @@ def settle_machine(plan: Race, python: str, tell: Tell) -> tuple[Race, Answer]:
     processor = {key: found[key] for key in ("name", "cores", "memory_bytes", "isa")}
     if plan.isa and processor["isa"] != plan.isa:
         has = name_isa(processor["isa"])
-        raise ConfigError(f"--isa {plan.isa}: {processor['name']} has {has}, and not {NAMES[plan.isa]} (without --isa)")
+        raise ConfigError(f"--isa {plan.isa}: {processor['name']} has {has}, and not {ISAS[plan.isa]} (without --isa)")
     held = f", held to {name_isa(plan.isa)}" if plan.isa else f", {name_isa(processor['isa'])}"
     tell(f"on {processor['name']}{held}")
     if plan.threads is not None:

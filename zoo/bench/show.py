@@ -4,8 +4,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoo.bench.isa import name_isa
-from zoo.bench.race_plan import OURS
+from zoo.bench.race_plan import OURS, name_isa
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,7 +125,9 @@ def list_notes(report: Mapping[str, Any]) -> Iterator[str]:
     if line := describe_linears(report):
         yield line
     yield from (f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row["ways"])
-    yield "; ".join(_name_versions(name, row) for name, row in rows.items())
+    yield "; ".join(
+        f"{name} {row['version']}" + (f" on torch {row['torch']}" if row["torch"] else "") for name, row in rows.items()
+    )
     if line := describe_tokens(rows):
         yield line
     yield from (f"{name}: {reason}" for name, reason in report["absent"].items())
@@ -146,10 +147,6 @@ def describe_crowd(rows: Mapping[str, Row]) -> str:
     return (
         f"not a quiet machine: share of a core that the measuring threads had: {', '.join(crowded)}" if crowded else ""
     )
-
-
-def _name_versions(name: str, row: Row) -> str:
-    return f"{name} {row['version']}" + (f" on torch {row['torch']}" if row["torch"] else "")
 
 
 def describe_linears(report: Mapping[str, Any]) -> str:
