@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,9 +133,7 @@ def compare(traced: TracedModel, run: Callable[[Named], Named]) -> str:
     token at a time. Returns what was compared, in words. Raises CheckpointError if values differ."""
     steps = f"a prompt and {STEPS} cached steps each" if traced.held else "padding after the shorter"
     how = "cached steps" if traced.one_by_one else steps
-    found = {
-        sizes: partial(_list_pairs, traced, run, *sizes) for sizes in zip((1, 3), _choose_lengths(traced), strict=True)
-    }
+    found = {sizes: _list_pairs(traced, run, *sizes) for sizes in zip((1, 3), _choose_lengths(traced), strict=True)}
     return f"{_compare_values(found, _choose_bound(traced))}, {how}"
 
 
@@ -146,19 +143,19 @@ def compare_pair(model: Model, programs: Sequence[TracedModel], run: Sequence[Ca
     CheckpointError if values differ."""
     lengths = zip((1, 3), *map(_choose_lengths, programs[:2]), strict=True)
     found = {
-        (batch, f"{source} → {target}"): partial(_list_targets, model, programs, run, batch, source, target)
+        (batch, f"{source} → {target}"): _list_targets(model, programs, run, batch, source, target)
         for batch, source, target in lengths
     }
     return f"{_compare_values(found, _choose_bound(programs[1]))}, then {STEPS} cached steps each"
 
 
-def _compare_values(found: Mapping[Any, Callable[[], Iterator[tuple[str, Tensor, Tensor]]]], close: float) -> str:
-    """Compare pairs of values, which `found` yields for each (number of rows, number of tokens). Returns the largest
+def _compare_values(found: Mapping[Any, Iterator[tuple[str, Tensor, Tensor]]], close: float) -> str:
+    """Compare pairs of values, which `found` has for each (number of rows, number of tokens). Returns the largest
     difference, in words. Raises CheckpointError for a difference above `close` times the largest value."""
     largest, top = 0.0, 1.0
     with torch.inference_mode():
-        for (_, tokens), list_values in found.items():
-            for name, ours, theirs in list_values():
+        for (_, tokens), values in found.items():
+            for name, ours, theirs in values:
                 error, top = float((ours.float() - theirs.float()).abs().max()), max(top, float(ours.abs().max()))
                 if not error <= close * top:
                     said = f"differs by {error:.2g} of {top:.2g} in rows of {tokens} tokens"

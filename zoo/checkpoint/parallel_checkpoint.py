@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +39,17 @@ def is_sharded(folder: Path) -> bool:
 def open_weights(folder: Path, mapped: bool = True) -> StoredTensors:
     """Open the whole tensors of a checkpoint's model, read lazily; with `mapped`, tensors of a single file are
     memory-mapped. Raises CheckpointError for a broken file or a missing shard."""
-    if is_sharded(folder):
-        shards = ShardedTensors(folder / SHARDS)
-        return StoredTensors(shards.forms, shards.__getitem__, find_slices=shards.find_slices)
-    found = _read_whole(folder)
-    forms = {name: header.make_empty("meta") for name, header in found.items()}
-    reader = TensorReader(folder, found, mapped)
+    return open_saved(folder / SHARDS, lambda: _read_whole(folder), mapped)
+
+
+def open_saved(shards: Path, read: Callable[[], Mapping[str, Header]], mapped: bool = True) -> StoredTensors:
+    """Open whole tensors as `open_weights` does: those of a folder of shards or, if there is none, those with the
+    headers that `read` gives."""
+    if shards.is_dir():
+        found = ShardedTensors(shards)
+        return StoredTensors(found.forms, found.__getitem__, find_slices=found.find_slices)
+    reader = TensorReader(shards.parent, read(), mapped)
+    forms = {name: header.make_empty("meta") for name, header in reader.found.items()}
     return StoredTensors(forms, reader.__getitem__, find_slices=reader.find_slices)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS, fill_pieces, locate
-from zoo.checkpoint.sharded import HeldTensor, ShardedTensors
+from zoo.checkpoint.parallel_checkpoint import STATE_SHARDS, fill_pieces, locate, open_saved
+from zoo.checkpoint.sharded import HeldTensor
 from zoo.checkpoint.stored import StoredTensors
-from zoo.checkpoint.tensor_files import TensorReader, read_header
+from zoo.checkpoint.tensor_files import read_header
 from zoo.lazy import Tensor, torch
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ def hold_states(state: Resumable) -> dict[str, HeldTensor]:
 
 def open_states(folder: Path) -> StoredTensors:
     """Open the states of a checkpoint to be read lazily. Raises CheckpointError for a broken file."""
-    if (folder / STATE_SHARDS).is_dir():
-        shards = ShardedTensors(folder / STATE_SHARDS)
-        return StoredTensors(shards.forms, shards.__getitem__, find_slices=shards.find_slices)
-    found = read_header(folder / STATES)  # raises where the file is broken
-    reader = TensorReader(folder, found)
-    forms = {name: each.make_empty("meta") for name, each in found.items()}
-    return StoredTensors(forms, reader.__getitem__, find_slices=reader.find_slices)
+    return open_saved(folder / STATE_SHARDS, lambda: read_header(folder / STATES))
 
 
 def read_part(states: StoredTensors, name: str, shares: Shares, owner: str, parameter: Tensor) -> Tensor:
