@@ -190,16 +190,13 @@ class Family:
         """Tell whether a name in expressions is not a field of a config.json: `layer`, or a helper of `derive`."""
         return name == "layer" or (name.startswith("_") and name in self.derive)
 
-    def patch(self, architecture: str, where: str) -> Mapping[str, Any]:
-        """Return a class's changes to the family. Raises CheckpointError for a class of another family."""
+    def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
+        """Merge a class's changes into `model`, with expressions unevaluated. A null in the changes removes a key.
+        Raises CheckpointError for a class of another family."""
         if architecture not in self.architectures:
             known = ", ".join(self.architectures)
             raise CheckpointError(f"{where}: architectures: {quote(architecture)} is not read (one of: {known})")
-        return self.architectures[architecture]
-
-    def template(self, architecture: str, where: str = "") -> Mapping[str, Any]:
-        """Merge a class's changes into `model`, with expressions unevaluated. A null in the changes removes a key."""
-        patch = self.patch(architecture, where)
+        patch = self.architectures[architecture]
         model, changes = take_encoder(self.model) if patch.get("alone") else self.model, patch.get("model") or {}
         changed = {key: lay_over(model.get(key), value) for key, value in changes.items()}
         return {key: value for key, value in {**model, **changed}.items() if changes.get(key, 0) is not None}

@@ -11,6 +11,7 @@ import math
 import mmap
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,10 +76,10 @@ class GGUFFile:
     @property
     def kind(self) -> str:
         """The ggml type of most values."""
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for each in self.tensors.values():
-            counts[each.kind] = counts.get(each.kind, 0) + math.prod(each.shape)
-        return max(counts, key=lambda kind: counts[kind], default="no tensor")
+            counts[each.kind] += math.prod(each.shape)
+        return max(counts, key=counts.__getitem__, default="no tensor")
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -282,26 +283,25 @@ class _Header:
         return GGUFFile(self.file, metadata, found, self.place)
 
     def take(self, form: str) -> tuple[Any, ...]:
-        size = struct.calcsize(form)
+        return struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))
+
+    def skip(self, size: int) -> int:
+        """Skip bytes, and return the place of the first."""
         if size > len(self.data) - self.place:
             self.refuse(f"ends at byte {len(self.data):,}, within its header (a whole file)")
-        found = struct.unpack_from(form, self.data, self.place)
         self.place += size
-        return found
+        return self.place - size
 
     def skip_text(self, most: int) -> int:
-        """Skip a text, and return its length in bytes."""
+        """Skip a text, and return its place."""
         (length,) = self.take("<Q")
         if length > most:
             self.refuse(f"has a text of {length:,} bytes (at most {most:,})")
-        if length > len(self.data) - self.place:
-            self.refuse(f"ends at byte {len(self.data):,}, within its header (a whole file)")
-        self.place += length
-        return length
+        return self.skip(length)
 
     def text(self, most: int) -> str:
-        length = self.skip_text(most)
-        return self.data[self.place - length : self.place].decode("utf-8", "replace")
+        start = self.skip_text(most)
+        return self.data[start : self.place].decode("utf-8", "replace")
 
     def name(self) -> str:
         """Read the name of an entry or a tensor, and set `at` to it."""

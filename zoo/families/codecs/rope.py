@@ -52,10 +52,12 @@ class Rope(Codec):
     `rope(head_dim, "full_attention")` takes the parameters of one kind of layer, if the config has them.
     `rope(head_dim, "sliding_attention", 1e4)` ignores the parameters at the config's top level: unless the kind of
     layer has parameters of its own, its positions are unscaled with this theta.
+    `rope_interleaved(head_dim)` rotates pairs of neighbouring channels, `rope_reverse(head_dim)` by the negative angle
+    (nanochat).
     """
 
-    interleaved = False
-    reverse = False
+    def __init__(self, *, interleaved: bool = False, reverse: bool = False) -> None:
+        self.interleaved, self.reverse = interleaved, reverse
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
         head_dim, layer_type = args[0], args[1] if len(args) > 1 else None
@@ -121,18 +123,6 @@ def _share(width: int, head_dim: int) -> float:
     return share if int(head_dim * share) == width else math.nextafter(share, 1.0)
 
 
-class RopeInterleaved(Rope):
-    """`rope_interleaved(head_dim)`: rotary positions that rotate pairs of neighbouring channels."""
-
-    interleaved = True
-
-
-class RopeReverse(Rope):
-    """`rope_reverse(head_dim)`: rotary positions that rotate by the negative angle (nanochat)."""
-
-    reverse = True
-
-
 class RopeMscale(Rope):
     """`rope_mscale(head_dim)`: longrope with factors called `short_mscale` and `long_mscale` (Phi-3.5-MoE)."""
 
@@ -166,7 +156,7 @@ class RopeAlpha(Rope):
         return {**found, "rope_type": "default", "rope_theta": theta}
 
 
-class RopeLearned(RopeInterleaved):
+class RopeLearned(Rope):
     """`rope_learned(head_dim)`: rotary positions of whole heads, with learned frequency factors (Mistral Large 4)."""
 
     def value(self, env: Mapping[str, Any], *args: Any) -> Any:
@@ -220,7 +210,7 @@ class RopeOrNone(Rope):
         return super().bind(value, env, *args)
 
 
-class RopeLabelled(RopeInterleaved):
+class RopeLabelled(Rope):
     """`rope_labelled(head_dim, "compress", compress_rope_theta)`: rotary positions with the parameters of this label.
     Without labels in the config, "compress" gets the parameters at its top level, with this theta and by default an
     attention factor of 1; other labels are unscaled with this theta (DeepSeek-V4)."""
@@ -378,14 +368,14 @@ def _written(scaling: Mapping[str, Any]) -> dict[str, Any]:
 
 FUNCTIONS |= {
     "rope": Rope(),
-    "rope_interleaved": RopeInterleaved(),
-    "rope_reverse": RopeReverse(),
+    "rope_interleaved": Rope(interleaved=True),
+    "rope_reverse": Rope(reverse=True),
     "rope_mscale": RopeMscale(),
     "rope_alpha": RopeAlpha(),
-    "rope_learned": RopeLearned(),
+    "rope_learned": RopeLearned(interleaved=True),
     "rope_of_layer": RopeOfLayer(),
     "rope_or_none": RopeOrNone(),
-    "rope_labelled": RopeLabelled(),
+    "rope_labelled": RopeLabelled(interleaved=True),
     "rope_field": RopeField(),
     "yarn_scale": YarnScale(),
     "even": Even(),

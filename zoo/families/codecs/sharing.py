@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.errors import ConfigError
 from zoo.families.binding import bind, try_evaluate
-from zoo.families.codecs.rope import RopeInterleaved
+from zoo.families.codecs.rope import Rope
 from zoo.families.expression import FUNCTIONS, Bindings, Codec, PlainFunction
 
 LENDS, READS = "_lends", "_reads"
@@ -77,7 +77,7 @@ class OfType(Codec):
         return bind(args[1], value, env)
 
 
-class RopeOfType(RopeInterleaved):
+class RopeOfType(Rope):
     """`rope_of_type(qk_rope_head_dim, "sliding_attention")`: rotary positions of the layers of one type. All
     `qk_rope_head_dim` channels are rotated, whatever the config's partial rotary factor (dots3 note)."""
 
@@ -135,7 +135,7 @@ FUNCTIONS |= {
     "of_full": OfType(FULL, ("head_dim", "num_key_value_heads")),
     "of_sliding": OfType(SLIDING, SLIDING_SIZES),
     "sliding_sizes": PlainFunction(write_sliding_sizes),
-    "rope_of_type": RopeOfType(),
+    "rope_of_type": RopeOfType(interleaved=True),
     "doubled_if": DoubledIf(),
     "full_sizes": PlainFunction(write_own_sizes),
 }
