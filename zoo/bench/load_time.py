@@ -29,24 +29,14 @@ def require_room(plan: Race, place: str) -> None:
 
 def write_tokenizer(folder: Path) -> None:
     """Write a tokenizer of single characters, the smallest that zoo, transformers and `tokenizers` can all read."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
     words = {chr(code): code for code in range(32, 127)} | {"<unk>": 0, "<eos>": 1}
-    special = [
-        {"id": words[word], "content": word, "special": True}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for word in ("<unk>", "<eos>")
-    ]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": ""}, "behavior": "Isolated", "invert": False},
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(""), behavior="isolated")  # pyright: ignore
+    made.decoder = decoders.Fuse()  # pyright: ignore
+    made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in ("<unk>", "<eos>")])
+    made.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 

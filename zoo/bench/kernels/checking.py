@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -188,9 +189,7 @@ def _run_group(group: list[CheckPart], settings: Settings, start: float, minutes
 
 def summarize_rows(rows: list[ReportRow]) -> str:
     """Count the report's rows by state: `40 passed, 3 refused`."""
-    states: dict[str, int] = {}
-    for row in rows:
-        states[name_state(row)] = states.get(name_state(row), 0) + 1
+    states = Counter(map(name_state, rows))
     return ", ".join(f"{count} {name}" for name, count in states.items()) or "nothing"
 
 
