@@ -124,11 +124,6 @@ class Maker:
             )
         self.model_class = found[0] if isinstance(found, tuple) else found
 
-    @property
-    def renamed(self) -> dict[str, str]:
-        """transformers' usual names of fields, by this type's own names."""
-        return {own: usual for usual, own in self.config_class.attribute_map.items()}
-
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:
         """The class's config with no field set."""
@@ -152,10 +147,11 @@ class Maker:
                 for name in strange
             )
             raise ConfigError(*lines)
+        usual = {own: name for name, own in self.config_class.attribute_map.items()} | {name: name for name in SIZES}
         small = {
-            name: SIZES[usual]
+            name: SIZES[usual[name]]
             for name, value in self.defaults.items()
-            if (usual := name if name in SIZES else self.renamed.get(name)) in SIZES and _is_size(name, value)
+            if usual.get(name) in SIZES and _is_size(name, value)
         }
         heads = self.defaults.get("num_key_value_heads")
         if isinstance(heads, int):  # keep the class's form: multi-head, multi-query or grouped-query

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +85,7 @@ def try_draft(draft: Draft, reference: Reference) -> TrialOutcome:
         family = draft.to_family()
         stated = read_presence(family, reference.config, reference.shapes)
         outcome.body = family.body({**reference.config, **stated}, "config.json", _find_tying(draft, reference))
-        outcome.spec = compose_spec(outcome.body, Path("config.json"))
+        outcome.spec = compose_spec(outcome.body)
     except ConfigError as error:
         outcome.faults = [fault.removeprefix("config.json: ") for fault in error.faults]
         return outcome
