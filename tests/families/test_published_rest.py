@@ -9,7 +9,7 @@ import torch
 import transformers
 from test_published import NAMES, about, priced, spec_of
 
-from support import released_configs, released_configs_2025, released_dense_configs, released_encoder_configs
+from support import released_configs, released_configs_2025, released_dense_configs
 from support.packaged_specs import one_in
 from support.released_configs import NAMED, OWN_HEAD, UNTIED
 from zoo.checkpoint import hf
@@ -19,9 +19,9 @@ from zoo.compose.catalogue import read_models
 from zoo.families import family
 
 DENSE = released_dense_configs.REFERENCE
-OTHERS = released_configs.REFERENCE | released_configs_2025.REFERENCE | released_encoder_configs.REFERENCE
+OTHERS = released_configs.REFERENCE | released_configs_2025.REFERENCE
 REFERENCE = DENSE | OTHERS
-UNUSED = released_configs_2025.UNUSED | released_encoder_configs.UNUSED
+UNUSED = released_configs.UNUSED | released_configs_2025.UNUSED
 EVERY = pytest.mark.parametrize("name", REFERENCE)
 
 
@@ -29,9 +29,7 @@ def released_as(name: str) -> str:
     """The class that the weights are for: with the head that they were pretrained with, and no pooler."""
     kind = type(REFERENCE[name]).__name__.removesuffix("Config").removesuffix("Text")
     task = {"encoder": "MaskedLM", "encoder_decoder": "ConditionalGeneration", "decoder": "CausalLM"}
-    return (NAMED | released_configs_2025.NAMED | released_encoder_configs.NAMED).get(
-        name, f"{kind}For{task[spec_of(name).kind]}"
-    )
+    return (NAMED | released_configs_2025.NAMED).get(name, f"{kind}For{task[spec_of(name).kind]}")
 
 
 @EVERY

@@ -10,6 +10,7 @@ NAMED = {
     "embeddinggemma-300m": "Gemma3TextModel",  # whose weights have no head
     **dict.fromkeys(("gemma-4-e2b", "gemma-4-e4b", "gemma-4-26b-a4b"), "Gemma4ForCausalLM"),
     "gemma-4-12b": "Gemma4UnifiedForCausalLM",
+    "gte-multilingual-base": "GteModel",
     **dict.fromkeys(("gemma-3n-e2b", "gemma-3n-e4b"), "Gemma3nForCausalLM"),
 }
 """The class that the weights are for, where it is not named after the config."""
@@ -31,41 +32,33 @@ def gemma4(d: int, layers: int, heads: int, kv: int, d_ff: int, kind: str = "Gem
     )
 
 
+def config(kind: str, vocab: int, d: int, layers: int, heads: int, **more: Any) -> Any:
+    sizes = {"vocab_size": vocab, "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return getattr(transformers, f"{kind}Config")(**sizes, **more)
+
+
+def gqa(kind: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, **more: Any) -> Any:
+    return config(kind, vocab, d, layers, heads, num_key_value_heads=kv_heads, **more)
+
+
 def bert(d: int, layers: int, heads: int, vocab: int = 30522) -> Any:
-    return transformers.BertConfig(
-        vocab_size=vocab,
-        hidden_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * d,
-    )
+    return config("Bert", vocab, d, layers, heads, intermediate_size=4 * d)
 
 
 def roberta(kind: str, d: int, layers: int, heads: int, positions: int = 514, **more: Any) -> Any:
-    return getattr(transformers, f"{kind}Config")(
-        vocab_size=50265,
-        hidden_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * d,
-        max_position_embeddings=positions,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        **more,
-    )
+    own = {"max_position_embeddings": positions, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    return config(kind, 50265, d, layers, heads, intermediate_size=4 * d, **own, **more)
 
 
 def deberta(kind: str, vocab: int, **more: Any) -> Any:
-    return getattr(transformers, f"{kind}Config")(
-        vocab_size=vocab,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        relative_attention=True,
-        position_biased_input=False,
-        **more,
-    )
+    own = {"intermediate_size": 3072, "relative_attention": True, "position_biased_input": False}
+    return config(kind, vocab, 768, 12, 12, **own, **more)
+
+
+def esm2(d: int, layers: int, heads: int) -> Any:
+    own = {"position_embedding_type": "rotary", "token_dropout": True, "emb_layer_norm_before": False}
+    own |= {"mask_token_id": 32, "pad_token_id": 1, "layer_norm_eps": 1e-5}
+    return config("Esm", 33, d, layers, heads, intermediate_size=4 * d, **own)
 
 
 def t5(d: int, layers: int, heads: int, d_ff: int, d_kv: int = 64, kind: str = "T5", **more: Any) -> Any:
@@ -97,11 +90,6 @@ def bart(d: int, layers: int, heads: int, vocab: int = 50265, positions: int = 1
     return transformers.BartConfig(vocab_size=vocab, d_model=d, max_position_embeddings=positions, **towers, **own)
 
 
-def gqa(kind: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, **more: Any) -> Any:
-    sizes = {"vocab_size": vocab, "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return getattr(transformers, f"{kind}Config")(**sizes, num_key_value_heads=kv_heads, **more)
-
-
 def stated(name: str, **other: Any) -> Any:
     """The config of tests/support/published_configs.json, without how the file's weights are quantised; of another size
     with `other` fields."""
@@ -111,26 +99,12 @@ def stated(name: str, **other: Any) -> Any:
 
 
 def granite_hybrid(d: int, heads: int, experts: int, chosen: int, d_ff: int, shared: int, **other: Any) -> Any:
-    return transformers.GraniteMoeHybridConfig(
-        vocab_size=100352,
-        hidden_size=d,
-        num_hidden_layers=40,
-        layer_types=["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)],
-        num_attention_heads=heads,
-        num_local_experts=experts,
-        num_experts_per_tok=chosen,
-        intermediate_size=d_ff,
-        shared_intermediate_size=shared,
-        mamba_d_state=128,
-        mamba_n_heads=d // 32,
-        position_embedding_type="nope",
-        max_position_embeddings=131072,
-        embedding_multiplier=12.0,
-        residual_multiplier=0.22,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        **other,
-    )
+    own = {"layer_types": ["attention" if layer in (5, 15, 25, 35) else "mamba" for layer in range(40)]}
+    own |= {"num_local_experts": experts, "num_experts_per_tok": chosen, "intermediate_size": d_ff}
+    own |= {"shared_intermediate_size": shared, "mamba_d_state": 128, "mamba_n_heads": d // 32}
+    own |= {"position_embedding_type": "nope", "max_position_embeddings": 131072, "embedding_multiplier": 12.0}
+    own |= {"residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    return config("GraniteMoeHybrid", 100352, d, 40, heads, **own, **other)
 
 
 # What the released config.json files say, typed here a second time on purpose where it is not the default of its class.
@@ -267,7 +241,19 @@ REFERENCE = {
         n_groups=1,
         tie_word_embeddings=True,
     ),
+    "esm2-8m": esm2(320, 6, 20),
+    "esm2-35m": esm2(480, 12, 20),
+    "esm2-150m": esm2(640, 30, 20),
+    "esm2-650m": esm2(1280, 33, 20),
+    "esm2-3b": esm2(2560, 36, 40),
+    "esm2-15b": esm2(5120, 48, 40),
+    "gte-multilingual-base": transformers.GteConfig(),
 }
+
+UNUSED = {
+    name: 1 + each.num_hidden_layers * each.num_attention_heads for name, each in REFERENCE.items() if "esm" in name
+}
+"""A regression on the attention maps of all heads, which says what residues touch."""
 
 OWN_HEAD = ("t5-v1.1-small", "mt5-small", "mt5-base")
 """Whose files hold a head of their own and whose config.json says so, though transformers 5 builds the classes tied."""

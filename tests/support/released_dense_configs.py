@@ -2,14 +2,7 @@
 
 from typing import Any
 
-import transformers
-
-from support.released_configs import stated
-
-
-def config(kind: str, vocab: int, d: int, layers: int, heads: int, **more: Any) -> Any:
-    sizes = {"vocab_size": vocab, "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return getattr(transformers, f"{kind}Config")(**sizes, **more)
+from support.released_configs import config, stated
 
 
 def gqa(
