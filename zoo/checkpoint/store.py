@@ -30,7 +30,7 @@ from zoo.checkpoint.finding import find
 from zoo.checkpoint.headers import compare_shapes
 from zoo.checkpoint.manifest import MANIFEST, read_sealed, seal, verify, write_manifests
 from zoo.checkpoint.model_card import CARD, write_card
-from zoo.checkpoint.publish import publish, retire
+from zoo.checkpoint.publish import publish
 from zoo.checkpoint.resume_states import (
     STATES,
     hold_states,
@@ -333,11 +333,6 @@ def choose_kept(keep: int, spared: Callable[[int], bool]) -> Callable[[list[Path
         return for_good + others[len(others) - min(keep - 1, len(others)) :]
 
     return choose
-
-
-def tidy_run(newest: Path, keep: int, spared: Callable[[int], bool]) -> None:
-    """Retire old checkpoints, in case a process was killed after it published the newest and before it retired them."""
-    retire(newest, choose_kept(keep, spared))
 
 
 def write_counters(folder: Path, counters: Mapping[str, Any]) -> None:

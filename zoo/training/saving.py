@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zoo.checkpoint import store
-from zoo.checkpoint.publish import point
+from zoo.checkpoint.publish import point, retire
 from zoo.distributed.world import HOST_TIMEOUT, World
 from zoo.errors import CheckpointError, ZooError
 from zoo.lazy import Tensor
@@ -162,7 +162,7 @@ def note_evaluation(run: Run) -> None:
     if run.saves.step == run.step and run.world.main:
         newest = find_checkpoint(run, run.step)
         store.write_counters(newest, gather_counters(run))
-        store.tidy_run(newest, run.settings.keep, partial(is_spared, run))
+        retire(newest, store.choose_kept(run.settings.keep, partial(is_spared, run)))
 
 
 def point_at_best(run: Run) -> None:
@@ -209,7 +209,7 @@ def tidy_checkpoints(run: Run) -> None:
     """Finish the clean-up that a process killed while saving left undone."""
     if run.world.main:
         point_at_best(run)
-        store.tidy_run(find_checkpoint(run, run.step), run.settings.keep, partial(is_spared, run))
+        retire(find_checkpoint(run, run.step), store.choose_kept(run.settings.keep, partial(is_spared, run)))
 
 
 def gather_counters(run: Run) -> dict[str, Any]:

@@ -1,6 +1,4 @@
 """Dequantise checkpoints as they are read: the methods that a config.json names, and their layouts in files."""
 
 from zoo.checkpoint.quantised.methods import FIELD as FIELD
-from zoo.checkpoint.quantised.methods import METHODS as METHODS
-from zoo.checkpoint.quantised.methods import find_method as find_method
 from zoo.checkpoint.quantised.methods import unpack_headers as unpack_headers
