@@ -91,7 +91,6 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     stated = read_config(file)
     wrapper = find_wrapper(stated)
     config = wrapper.text if wrapper else stated
-    method = (stated.get("quantization_config") or {}).get("quant_method", "a method that is not named")
     notes = [f"{file}: {wrapper}"] if wrapper else []
     family = families.family_of_config(config, str(file))
     for place in family.towers.values():
@@ -104,8 +103,8 @@ def describe_config(path: Path) -> tuple[Body, list[str]]:
     if wanted and wanted not in family.architectures and bare:
         config = {**config, "architectures": [bare]}
         notes.append(f"{file}: {shorten(wanted)}: without its head, as {bare}")
-    if stated.get("quantization_config"):
-        named = shorten(str(method))
+    if settings := stated.get("quantization_config"):
+        named = shorten(str(settings.get("quant_method", "a method that is not named")))
         notes.append(f"{file}: its weights are quantised ({named}); it runs dequantised, in the --dtype that is priced")
     return family.body(config, str(file)), notes
 

@@ -64,10 +64,8 @@ def find_metadata(config: Mapping[str, Any], architecture: str, tensors: Sequenc
     return {f"{architecture}.{path}": _to_stored(path, value) for path, value in said.items()}
 
 
-def _values(text: object, fields: Mapping[str, Any]) -> list[Any]:
-    return (
-        list(try_evaluate(Expression(text[1:]).tree, fields)) if isinstance(text, str) and text[:1] == "=" else [text]
-    )
+def _values(text: Any, fields: Mapping[str, Any]) -> list[Any]:
+    return list(try_evaluate(Expression(text[1:]).tree, fields)) if is_expression(text) else [text]
 
 
 def _nest(found: Mapping[str, Any]) -> dict[str, Any]:

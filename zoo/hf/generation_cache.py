@@ -56,8 +56,7 @@ class ZooCache(transformers.Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether the last tokens can be removed. Windows, keys of several tokens and recurrent states do not allow
-        it."""
+        """Whether the last tokens can be removed (`can_crop`)."""
         return can_crop(self.writer)
 
     @property

@@ -41,6 +41,4 @@ def check_settings(folder: Path) -> Path:
 
 def _in_store(root: Path, real: Path) -> bool:
     """Whether a file is in the blob store of a hub's cache: models--X/snapshots/HASH links to models--X/blobs."""
-    if root.parent.name != "snapshots":
-        return False
-    return real.is_relative_to(root.parent.parent / "blobs")
+    return root.parent.name == "snapshots" and real.is_relative_to(root.parent.parent / "blobs")
