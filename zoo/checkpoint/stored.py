@@ -80,7 +80,10 @@ class StoredTensors(Mapping[str, "Tensor"]):
 
 def find_nonfinite(tensor: Tensor) -> str | None:
     """Say in a few words how many values are not finite; None if all are."""
-    if not tensor.is_floating_point() or not tensor.numel() or torch.stack(tensor.aminmax()).isfinite().all():
+    if not tensor.is_floating_point() or not tensor.numel():
+        return None
+    values = tensor if tensor.itemsize > 1 else tensor.float()  # aminmax does not know float8
+    if torch.stack(values.aminmax()).isfinite().all():
         return None  # the extremes of a tensor with a NaN are NaN
     return f"is not finite, found {int((~tensor.isfinite()).sum()):,} of its {tensor.numel():,} values"
 
