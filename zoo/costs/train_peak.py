@@ -348,8 +348,6 @@ class StepMemory:
         )  # beside a copy that is read
         there = {"hidden states": head.bytes * self._share + normed + read}
         there["their gradient"] = head.input / self.setup.cp
-        # a rank of cp does not know how many of its tokens are labelled, and copies a chunk's
-        there["labelled"] = there["their gradient"] * logits / (values * width) if self.setup.cp > 1 else 0
         there |= {"the head's": before, "logits": logits}
         if softmax >= gradients:
             return {**there, "their softmax": softmax}
