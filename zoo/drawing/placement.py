@@ -34,7 +34,7 @@ def add_outside(nodes: Sequence[Junction]) -> list[Junction]:
 def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: int) -> dict[int, NodePlace]:
     """Place every node. The main chain, in column 0, is the heaviest path from the input to the node `last`. Each other
     chain gets a column that is free in its rows. A value from outside the layer is in its reader's row."""
-    rows = _find_rows(nodes)
+    rows = {number: int(count) - 1 for number, count in _weigh_ways(nodes, dict.fromkeys(weights, 1.0)).items()}
     readers = {node.number: [each.number for each in nodes if node.number in each.sources] for node in nodes}
     for node in nodes:
         if not node.sources:
@@ -42,7 +42,7 @@ def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: i
     ways = _weigh_ways(nodes, weights)
     by_number = {node.number: node for node in nodes}
     spots = {number: NodePlace(rows[number], 0) for number in _follow(by_number, ways, last, set())}
-    taken: list[list[tuple[int, int]]] = []
+    taken: list[list[tuple[float, float]]] = []
     inner = [node for node in nodes if node.sources]
     for node in (*reversed(inner), *(each for each in nodes if not each.sources)):
         if node.number in spots:
@@ -50,32 +50,20 @@ def place_nodes(nodes: Sequence[Junction], weights: Mapping[int, float], last: i
         shared = {number for number, each in readers.items() if len(each) > 1}
         branch = _follow(by_number, ways, node.number, set(spots) | shared)
         sources = [each for number in branch for each in by_number[number].sources]
-        low = min([rows[number] for number in branch] + [_row_after(rows, each) for each in sources])
+        after = [0 if isinstance(each, str) else rows[each] + 1 for each in sources]
+        low = min([rows[number] for number in branch] + after)
         high = max([rows[each] for each in readers[node.number]])
-        column = _find_column(taken, (low, high))
+        column = 1 + _find_lane(taken, low, high + 1)
         spots |= {number: NodePlace(rows[number], column) for number in branch}
     return spots
 
 
-def _row_after(rows: Mapping[int, int], source: int | str) -> int:
-    return 0 if isinstance(source, str) else rows[source] + 1
-
-
-def _find_rows(nodes: Sequence[Junction]) -> dict[int, int]:
-    rows: dict[int, int] = {}
-    for node in sorted(nodes, key=lambda each: bool(each.sources)):
-        inner = [each for each in node.sources if isinstance(each, int) and rows.get(each) is not None]
-        own = [rows[each] + 1 for each in inner if rows[each] >= 0]
-        rows[node.number] = max(own, default=0) if node.sources else -1
-    return rows
-
-
 def _weigh_ways(nodes: Sequence[Junction], weights: Mapping[int, float]) -> dict[int, float]:
-    """Compute the weight of the heaviest path from the input to each node."""
+    """Compute the weight of the heaviest path from the input to each node; 0 for a value from outside the layer."""
     ways: dict[int, float] = {}
     for node in sorted(nodes, key=lambda each: bool(each.sources)):
         before = max((ways[each] for each in node.sources if isinstance(each, int)), default=0.0)
-        ways[node.number] = before + weights[node.number] if node.sources else -1.0
+        ways[node.number] = before + weights[node.number] if node.sources else 0.0
     return ways
 
 
@@ -90,14 +78,14 @@ def _follow(by_number: Mapping[int, Junction], ways: Mapping[int, float], end: i
         found.append(max(before, key=lambda each: (ways[each], -each)))
 
 
-def _find_column(taken: list[list[tuple[int, int]]], rows: tuple[int, int]) -> int:
-    """Find the first column after the main one that is free in the rows (first, last), and mark it as taken there."""
-    for at, held in enumerate(taken):
-        if all(rows[1] < low or high < rows[0] for low, high in held):
-            held.append(rows)
-            return at + 1
-    taken.append([rows])
-    return len(taken)
+def _find_lane(taken: list[list[tuple[float, float]]], low: float, high: float) -> int:
+    """Find the first lane that is free from `low` to `high`, or else a new one, and mark it as taken there."""
+    free = (at for at, held in enumerate(taken) if all(high <= first or last <= low for first, last in held))
+    lane = next(free, len(taken))
+    if lane == len(taken):
+        taken.append([])
+    taken[lane].append((low, high))
+    return lane
 
 
 def assign_lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
@@ -105,12 +93,5 @@ def assign_lanes(spans: Sequence[tuple[float, float]]) -> list[int]:
     lanes: list[list[tuple[float, float]]] = []
     found = [0] * len(spans)
     for at in sorted(range(len(spans)), key=lambda each: (spans[each][1] - spans[each][0], spans[each])):
-        low, high = spans[at]
-        lane = next(
-            (number for number, held in enumerate(lanes) if all(high <= a or b <= low for a, b in held)), len(lanes)
-        )
-        if lane == len(lanes):
-            lanes.append([])
-        lanes[lane].append((low, high))
-        found[at] = lane
+        found[at] = _find_lane(lanes, *spans[at])
     return found
