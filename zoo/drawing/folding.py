@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 FEW = 200
@@ -18,16 +19,19 @@ class Fold(NamedTuple):
     runs: tuple[tuple[str, int], ...]
     times: int
 
+    def __str__(self) -> str:
+        said = ", ".join(kind if count == 1 else f"{kind} × {count}" for kind, count in self.runs)
+        return said if self.times == 1 else f"({said}) × {self.times}"
+
 
 def fold_pattern(pattern: Sequence[str]) -> list[Fold]:
     """Fold a pattern: `a a b a a b c` is [(a×2, b×1), twice] and [(c×1), once]."""
-    runs: list[tuple[str, int]] = []
-    for kind in pattern:
-        if runs and runs[-1][0] == kind:
-            runs[-1] = kind, runs[-1][1] + 1
-        else:
-            runs.append((kind, 1))
-    return _fold(tuple(runs)) if len(runs) <= FEW else [Fold(tuple(runs), 1)]
+    runs = _list_runs(pattern)
+    return _fold(runs) if len(runs) <= FEW else [Fold(runs, 1)]
+
+
+def _list_runs(pattern: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    return tuple((kind, len(list(run))) for kind, run in groupby(pattern))
 
 
 def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
@@ -48,12 +52,8 @@ def _fold(runs: tuple[tuple[str, int], ...]) -> list[Fold]:
 
 def name_places(pattern: Sequence[str], kind: str) -> str:
     """Format the indices of a kind's layers, from 0: `0, 4, 8 …`. A run of layers is written as its two ends."""
-    places = [at for at, name in enumerate(pattern) if name == kind]
-    ranges: list[list[int]] = []
-    for at in places:
-        if ranges and ranges[-1][1] == at - 1:
-            ranges[-1][1] = at
-        else:
-            ranges.append([at, at])
-    said = [str(first) if first == last else f"{first}{TO}{last}" for first, last in ranges]
+    said, end = [], 0
+    for name, count in _list_runs(pattern):
+        first, end = end, end + count
+        said += [str(first) if count == 1 else f"{first}{TO}{end - 1}"] if name == kind else []
     return ", ".join(said) if len(said) <= 4 else ", ".join(said[:3]) + " …"

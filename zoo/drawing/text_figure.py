@@ -76,7 +76,7 @@ def _draw_tower(tower: TowerPlan, look: Styling, *, titled: bool) -> Iterator[Li
     for element in reversed(tower.after):
         yield _name(element, look)
         yield [("│", "muted")]
-    runs = " → ".join(_say_fold(fold.runs, fold.times) for fold in tower.folds)
+    runs = " → ".join(map(str, tower.folds))
     yield [(f"layers, first to last: {runs}", "title")]
     for group in group_layers(tower.layers):
         yield from _draw_group(group, look)
@@ -85,11 +85,6 @@ def _draw_tower(tower: TowerPlan, look: Styling, *, titled: bool) -> Iterator[Li
     for element in reversed(tower.before):
         yield [("│", "muted")]
         yield _name(element, look)
-
-
-def _say_fold(runs: tuple[tuple[str, int], ...], times: int) -> str:
-    said = ", ".join(kind if count == 1 else f"{kind} × {count}" for kind, count in runs)
-    return said if times == 1 else f"({said}) × {times}"
 
 
 def _name(element: Element, look: Styling) -> Line:

@@ -188,9 +188,7 @@ def _say_pattern(folds: Sequence[Fold]) -> str:
     count = sum(number * fold.times for fold in folds for _, number in fold.runs)
     if len({kind for fold in folds for kind, _ in fold.runs}) == 1:
         return f"{count}"
-    texts = [", ".join(f"{kind} × {n}" if n > 1 else kind for kind, n in fold.runs) for fold in folds]
-    said = [f"({text}) × {fold.times}" if fold.times > 1 else text for text, fold in zip(texts, folds, strict=True)]
-    return f"{count}: {', '.join(said)}"
+    return f"{count}: {', '.join(map(str, folds))}"
 
 
 def _read_yaml(target: str, composed: Composed) -> str:
