@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.drawing.boxes import SMALL, Styling
-from zoo.drawing.contents import Element, ModelPlan, TowerPlan
+from zoo.drawing.contents import Element, ModelPlan
 from zoo.drawing.lettering import measure_text
 from zoo.drawing.scene import Box, Label, Shape
 from zoo.drawing.shares import Share
@@ -19,18 +19,17 @@ COSTS = {"params": "parameters", "flops": "FLOPs of a token", "cache": "cache of
 
 def sum_shares(plan: ModelPlan) -> Share:
     """Sum the costs of all boxes of a model."""
-    return sum((each.share for _, each in list_elements(plan)), Share())
+    return sum((each.share for _, _, each in list_elements(plan)), Share())
 
 
-def list_elements(plan: ModelPlan) -> list[tuple[str, Element]]:
-    """List a model's elements in order, each with its kind of layer ("" outside the layers)."""
-    return [each for tower in plan.towers for each in _list_tower(tower)]
-
-
-def _list_tower(tower: TowerPlan) -> list[tuple[str, Element]]:
-    found = [("", each) for each in (*tower.before, *tower.beside)]
-    found += [(layer.kind, each) for layer in tower.layers for each in layer.elements.values()]
-    return found + [("", each) for each in tower.after]
+def list_elements(plan: ModelPlan) -> list[tuple[str, str, Element]]:
+    """List a model's elements in order, each with its tower and its kind of layer ("" outside the layers)."""
+    found: list[tuple[str, str, Element]] = []
+    for tower in plan.towers:
+        found += [(tower.where, "", each) for each in (*tower.before, *tower.beside)]
+        found += [(tower.where, layer.kind, each) for layer in tower.layers for each in layer.elements.values()]
+        found += [(tower.where, "", each) for each in tower.after]
+    return found
 
 
 def make_cost_look(plan: ModelPlan, by: str) -> Styling:
@@ -60,8 +59,7 @@ def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Sh
     where = "" if by == "params" else f", mean over {context:,} tokens" if by == "flops" else f" of {context:,} tokens"
     shapes: list[Shape] = [Label(0, 11, f"{said} {COSTS[by]}{where}", SMALL, color="muted")]
     x = 0.0
-    towers = [tower.where if len(plan.towers) > 1 else "" for tower in plan.towers for _ in _list_tower(tower)]
-    for where, (kind, element) in zip(towers, list_elements(plan), strict=True):
+    for where, kind, element in list_elements(plan):
         size = width * getattr(element.share, by) / whole
         if size < 0.5:
             x += size
@@ -72,11 +70,7 @@ def draw_areas(plan: ModelPlan, by: str, width: float, look: Styling) -> list[Sh
             " ".join(filter(None, each)) for each in ((where, kind, title), (where, title), (kind, title), (title,))
         ]
         shapes.append(Box(x, 20, size, 30, fill, "paper", 3, tip=f"{names[0]}: {format_share(size, width)}"))
-        named = next((each for each in names if _fits(each, size)), "")
+        named = next((each for each in names if measure_text(each, SMALL) + 6 <= size), "")
         shapes += [Label(x + size / 2, 39, named, SMALL, color=ink, anchor="middle")] if named else []
         x += size
     return shapes
-
-
-def _fits(text: str, width: float) -> bool:
-    return measure_text(text, SMALL) + 6 <= width

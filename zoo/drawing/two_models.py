@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from zoo.drawing.numbers import say_change
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.strip import draw_tower_strip
+from zoo.drawing.text_figure import Line
 from zoo.units import format_count, format_si
 
 BOX = 258.0
@@ -24,7 +25,7 @@ BOX = 258.0
 MIDDLE = 28.0
 TITLE = 17.0
 
-Line = list[tuple[str, str]]
+Elements = Mapping[str, Element]
 
 
 class Difference(NamedTuple):
@@ -44,22 +45,19 @@ def find_differences(plan: ModelPlan, other: ModelPlan) -> list[Difference]:
     theirs = {tower.where: tower for tower in other.towers}
     for tower in plan.towers:
         counterpart = theirs.get(tower.where)
-        ends = _name_ends(counterpart) if counterpart else {}
-        for name, element in _name_ends(tower).items():
-            found += [
-                Difference(tower.where, "", name, what, element.title)
-                for what in compare_elements(element, ends.get(name))
-            ]
+        pairs: list[tuple[str, Elements, Elements]] = [
+            ("", _name_ends(tower), _name_ends(counterpart) if counterpart else {})
+        ]
         groups = group_layers(counterpart.layers) if counterpart else []
         for at, group in enumerate(group_layers(tower.layers)):
             matching = _match(group, groups, at)
-            for name, element in group.elements.items():
-                their = matching.elements.get(name) if matching else None
-                kind = group.layers[0].kind
-                found += [
-                    Difference(tower.where, kind, name, what, element.title)
-                    for what in compare_elements(element, their)
-                ]
+            pairs.append((group.layers[0].kind, group.elements, matching.elements if matching else {}))
+        found += [
+            Difference(tower.where, kind, name, what, element.title)
+            for kind, own, others in pairs
+            for name, element in own.items()
+            for what in compare_elements(element, others.get(name))
+        ]
     return found
 
 
