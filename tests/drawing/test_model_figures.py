@@ -16,11 +16,11 @@ from zoo.drawing.card_figure import draw_card
 from zoo.drawing.contents import plan_model
 from zoo.drawing.cost_look import draw_areas, make_cost_look
 from zoo.drawing.model_figure import draw_model
-from zoo.drawing.numbers import list_tiles, say_change
 from zoo.drawing.scene import Box, Label, Stroke
 from zoo.drawing.stack import BRACKET, draw_stack
 from zoo.drawing.strip import draw_strip, list_colors
 from zoo.drawing.text_figure import draw_text, write_text
+from zoo.drawing.two_models import say_change
 from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 from zoo.run.builder import build
@@ -176,7 +176,7 @@ def test_an_encoder_has_no_cache_to_be_coloured_by():
 
 
 def test_the_context_changes_the_cache_that_a_figure_states():
-    tiles = [list_tiles(plan_model(load("llama3-8b"), "", Setup(context=context))) for context in (1024, 2048)]
+    tiles = [plan_model(load("llama3-8b"), "", Setup(context=context)).list_tiles() for context in (1024, 2048)]
     assert [each[-1] for each in tiles] == [
         ("134 MB", "cache at 1,024 tokens"),
         ("268 MB", "cache at 2,048 tokens"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from zoo.costs.cache_sizes import kv_cache
 from zoo.costs.setup import Setup
-from zoo.drawing.boxes import BETWEEN, wrap_facts
-from zoo.drawing.cache_chart import draw_cache_chart, list_lengths, say_tokens
+from zoo.drawing.boxes import BETWEEN, SMALL, wrap_facts
 from zoo.drawing.contents import ModelPlan
 from zoo.drawing.grouping import group_layers
 from zoo.drawing.lettering import cut_text, measure_text
 from zoo.drawing.model_figure import describe_model
-from zoo.drawing.numbers import list_tiles
-from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
+from zoo.drawing.scene import Box, Label, Polygon, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.strip import draw_tower_strip, list_colors
 from zoo.units import format_si
 
@@ -21,6 +21,8 @@ WIDTH, HEIGHT = 1200.0, 630.0
 EDGE = 56.0
 LARGE, MIDDLE, TEXT = 52.0, 30.0, 18.0
 MOST_FACTS = 6
+SHORTEST = 1024
+"""Sequence length of the first point in the chart of the cache, in tokens."""
 
 
 def draw_card(plan: ModelPlan, spec: Any) -> Scene:
@@ -56,7 +58,7 @@ def say_exactly(plan: ModelPlan) -> str:
 def _draw_tiles(plan: ModelPlan, inner: float) -> list[Shape]:
     shapes: list[Shape] = []
     x = 0.0
-    for value, name in list_tiles(plan):
+    for value, name in plan.list_tiles():
         size = max(measure_text(value, MIDDLE, True), measure_text(name, TEXT)) + 36
         if x + size > inner + 36:
             break
@@ -127,3 +129,57 @@ def _draw_cache(plan: ModelPlan, spec: Any, width: float) -> list[Shape]:
         *shift_items(draw_cache_chart(points, width, 270), 0, 34),
         Stroke(((0, 26), (width, 26)), "grid", 1),
     ]
+
+
+# ---------------------------------------------------------------- the cache by sequence length
+
+
+def list_lengths(longest: int) -> list[int]:
+    """List the sequence lengths at which the cache is priced: powers of two, and the longest."""
+    first = min(SHORTEST, max(1, longest // 16))
+    found = [first << at for at in range(40) if first << at < longest]
+    return [*found, longest]
+
+
+def draw_cache_chart(points: Sequence[tuple[int, float]], width: float, height: float) -> list[Shape]:
+    """Draw the (tokens, bytes) points of a cache as an area below a curve. Labels are powers of ten bytes and powers of
+    two tokens."""
+    sizes = [max(size, 1.0) for _, size in points]
+    low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
+    high = max(high, low + 1)
+    left, bottom = 8 + max(measure_text(_say_power(each), SMALL) for each in range(low, high + 1)), height - 22
+    span = math.log2(points[-1][0] / points[0][0]) or 1.0
+
+    def place(tokens: float, size: float) -> tuple[float, float]:
+        across = math.log2(tokens / points[0][0]) / span
+        return left + across * (width - left), bottom - (math.log10(max(size, 1.0)) - low) / (high - low) * (
+            bottom - 10
+        )
+
+    shapes: list[Shape] = []
+    step = -(-(high - low) // 4)
+    for power in range(low, high + 1, step):
+        y = place(points[0][0], 10.0**power)[1]
+        shapes.append(Stroke(((left, y), (width, y)), "grid", 1))
+        shapes.append(Label(left - 8, y + 4.3, _say_power(power), SMALL, color="muted", anchor="end"))
+    curve = [place(*point) for point in points]
+    shapes.append(Polygon(((left, bottom), *curve, (width, bottom)), "attention"))
+    shapes.append(Stroke(tuple(curve), "attention-line", 2.5, 0))
+    every = -(-len(points) // 5)
+    ticks = [each for at, each in enumerate(points[:-1]) if at % every == 0]
+    ends = [(tokens, place(tokens, 1.0)[0]) for tokens, _ in ticks]
+    shapes += [
+        Label(x, height - 5, say_tokens(tokens), SMALL, color="muted", anchor="start" if at == 0 else "middle")
+        for at, (tokens, x) in enumerate(ends)
+        if x < width - 74
+    ]
+    return [*shapes, Label(width, height - 5, say_tokens(points[-1][0]), SMALL, color="muted", anchor="end")]
+
+
+def _say_power(power: int) -> str:
+    return f"{10 ** (power % 3)} {format_si(10.0 ** (power - power % 3), 'B').split()[-1]}"
+
+
+def say_tokens(tokens: int) -> str:
+    """Format a number of tokens: 131072 as `128 Ki`, 500 as `500`."""
+    return f"{tokens // 1024:,} Ki" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"

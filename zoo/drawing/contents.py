@@ -22,6 +22,7 @@ from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, EXPERTS, LOGITS, SHARED_EXPERT, TOKENS, Experts, Linear, Part, Sized, Spec, Tied, components
 from zoo.spec import rows as walk_rows
 from zoo.spec.parts import count_kinds
+from zoo.units import format_count, format_si
 
 NOTHING = Share()
 
@@ -117,6 +118,18 @@ class ModelPlan:
     width: int
     vocabulary: int
     generates: bool
+
+    def list_tiles(self) -> list[tuple[str, str]]:
+        """List the headline figures, each as (number, label)."""
+        params, cache = self.figures["params"], self.figures["kv_cache"]
+        found = [(format_count(params["total"]), "parameters")]
+        if params["active"] != params["total"]:
+            found.append((format_count(params["active"]), "active a token"))
+        found.append((" + ".join(str(len(tower.pattern)) for tower in self.towers), "layers"))
+        found += [(f"{self.width:,}", "width"), (f"{self.vocabulary:,}", "vocabulary")]
+        if self.generates:
+            found.append((format_si(cache["bytes"], "B"), f"cache at {cache['tokens']:,} tokens"))
+        return found
 
 
 def plan_model(spec: Any, title: str, setup: Setup | None = None) -> ModelPlan:

@@ -8,7 +8,6 @@ from zoo.drawing.boxes import PLAIN, SMALL, DrawnBox, Styling
 from zoo.drawing.contents import ModelPlan, TowerPlan
 from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.lettering import cut_text, measure_text
-from zoo.drawing.numbers import list_tiles
 from zoo.drawing.panels import draw_join, draw_panel
 from zoo.drawing.scene import Box, Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.stack import draw_stack
@@ -78,7 +77,7 @@ def draw_header(plan: ModelPlan, width: float) -> tuple[list[Shape], float]:
     shapes: list[Shape] = [Label(EDGE, y, cut_text(plan.title, width - 2 * EDGE, TITLE, True), TITLE, True)]
     y += 36
     x = EDGE
-    for value, name in list_tiles(plan):
+    for value, name in plan.list_tiles():
         size = max(measure_text(value, TILE, True), measure_text(name, SMALL)) + 26
         if x + size > width:
             x, y = EDGE, y + 44
@@ -160,7 +159,7 @@ def draw_legend(used: Collection[str]) -> list[Shape]:
 
 def describe_model(plan: ModelPlan) -> str:
     """Describe a model's figure in words, for readers who cannot see it."""
-    said = [f"{value} {name}" for value, name in list_tiles(plan)]
+    said = [f"{value} {name}" for value, name in plan.list_tiles()]
     for tower in plan.towers:
         for layer in tower.layers:
             parts = ", ".join(

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from zoo.drawing.boxes import PLAIN, Styling
 from zoo.drawing.contents import Element, ModelPlan, TowerPlan
 from zoo.drawing.grouping import AlikeLayers, group_layers
-from zoo.drawing.numbers import list_tiles
 from zoo.drawing.panels import ELSEWHERE, list_lanes, weigh
 from zoo.drawing.placement import NodePlace, add_outside, place_nodes
 from zoo.drawing.strip import list_colors
@@ -64,7 +63,7 @@ def _draw_cell(color: str) -> tuple[str, str]:
 
 
 def _draw_header(plan: ModelPlan) -> list[Line]:
-    figures = "   ".join(f"{value} {name}" for value, name in list_tiles(plan))
+    figures = "   ".join(f"{value} {name}" for value, name in plan.list_tiles())
     return [[(plan.title, "title")], [(figures, "muted")]]
 
 

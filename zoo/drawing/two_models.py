@@ -12,12 +12,11 @@ from zoo.drawing.cost_look import sum_shares
 from zoo.drawing.grouping import AlikeLayers, group_layers
 from zoo.drawing.lettering import cut_text, wrap_text
 from zoo.drawing.model_figure import EDGE, describe_model
-from zoo.drawing.numbers import say_change
 from zoo.drawing.panels import draw_panel
 from zoo.drawing.scene import Label, Scene, Shape, Stroke, find_extent, shift_items
 from zoo.drawing.strip import draw_tower_strip
 from zoo.drawing.text_figure import Line
-from zoo.units import format_count, format_si
+from zoo.units import format_change, format_count, format_si
 
 BOX = 258.0
 """Width of boxes in pixels. Two figures side by side are then 700 wide."""
@@ -152,6 +151,13 @@ def list_costs(plan: ModelPlan, other: ModelPlan) -> list[tuple[str, str, str, s
         (f"cache of {tokens:,} tokens", first.cache, second.cache, partial(format_si, unit="B")),
     ]
     return [(name, say(a), say(b), say_change(a, b)) for name, a, b, say in rows if a or b]
+
+
+def say_change(before: float, after: float) -> str:
+    """Format a change from `before` to `after`: `−12.5 %`, `×25.0`, `=`."""
+    if before == after:
+        return "="
+    return format_change(after / before - 1).replace("-", "−") if before else "new"
 
 
 def _draw_costs(plan: ModelPlan, other: ModelPlan, width: float) -> list[Shape]:
