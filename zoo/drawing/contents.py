@@ -190,13 +190,9 @@ def _list_notes(tower: Any) -> tuple[str, ...]:
     own += [
         ("training also runs modules that predict further tokens, which stand in no box", tower.served is not tower)
     ]
-    named = (("loop", tower.loop), ("streams", tower.streams))
-    said = [f"{name}: {text}" for name, each in named if each is not None for text in [_join_rows(each)]]
-    return tuple([text for text, true in own if true] + said)
-
-
-def _join_rows(spec: Spec) -> str:
-    return " · ".join(" ".join(filter(None, row)) for row in describe_fields(spec)) or spec.kind
+    named = ((name, each) for name, each in (("loop", tower.loop), ("streams", tower.streams)) if each is not None)
+    rows = {name: [" ".join(filter(None, row)) for row in describe_fields(each)] or [each.kind] for name, each in named}
+    return tuple([text for text, true in own if true] + [f"{name}: {' · '.join(each)}" for name, each in rows.items()])
 
 
 def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> LayerPlan:
@@ -288,7 +284,7 @@ def make_element(name: str, part: Any, d_model: int, share: Share, but: Collecti
         () if color == "norm" else (*describe_fields(spec, but), *_list_tables(spec, width)),
         experts,
         say_kept(mixer),
-        _is_local(mixer),
+        isinstance(mixer, Attention) and bool(mixer.sight.window or mixer.sight.chunk),
         share,
     )
 
@@ -331,10 +327,6 @@ def _make_weight(name: str, part: Any, share: Share) -> Element:
     return Element(
         name, spell(name.rpartition(".")[2]), "", "other", (("", f"{type(part).__name__} {size}".strip()),), share=share
     )
-
-
-def _is_local(spec: Spec) -> bool:
-    return isinstance(spec, Attention) and bool(spec.sight.window or spec.sight.chunk)
 
 
 def find_color(spec: Spec, has_experts: bool) -> str:

@@ -62,13 +62,9 @@ def _list_cases(axis: str, kind: str) -> list[tuple[str, dict[str, Any]]]:
         text = file.read_text(encoding="utf-8")
         name = find_name(text.removeprefix("# "))
         if name and file.stem != kind and f"\nkind: {kind}\n" in text:
-            plain = {key: value for key, value in read_conf(f"{axis}/{file.stem}").items() if not _is_reference(value)}
-            found.append((name, plain))
+            stated = read_conf(f"{axis}/{file.stem}").items()
+            found.append((name, {k: v for k, v in stated if not isinstance(v, dict | list) and "${" not in str(v)}))
     return found
-
-
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, dict | list) or "${" in str(value)
 
 
 def find_name(text: str) -> str:

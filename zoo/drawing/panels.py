@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,9 +93,7 @@ def draw_panel(group: AlikeLayers, width: float, look: Styling = PLAIN) -> Drawn
 
 
 def _lay_out(group: AlikeLayers, width: float, look: Styling) -> _Layout:
-    nodes, last = add_outside(group.junctions), len(group.junctions) - 1
-    weights = {node.number: weigh(node, group.elements) for node in nodes}
-    spots = place_nodes(nodes, weights, last)
+    nodes, spots, lanes = place_group(group)
     boxes = {node.number: _draw_node(node, group.elements, width, look) for node in nodes}
     count = 1 + max(spot.row for spot in spots.values())
     heights = [max(boxes[number].height for number, spot in spots.items() if spot.row == row) for row in range(count)]
@@ -103,21 +101,26 @@ def _lay_out(group: AlikeLayers, width: float, look: Styling) -> _Layout:
     for row in reversed(range(count)):
         tops[row] = y
         y += heights[row] + RISE
-    by_number = {node.number: node for node in nodes}
-    lanes = list_lanes(by_number, spots)
     left = LANE * (1 + max(lanes.values(), default=-1)) + 4
     centers, x = [], left
     for column in range(1 + max(spot.column for spot in spots.values())):
         size = max(boxes[number].width for number, spot in spots.items() if spot.column == column)
         centers.append(x + size / 2)
         x += size + SIDE
+    by_number, last = {node.number: node for node in nodes}, len(group.junctions) - 1
     return _Layout(by_number, spots, boxes, lanes, last, centers, tops, heights, left, y - 6)
 
 
-def weigh(node: Junction, elements: Mapping[str, Element]) -> float:
-    """Return a node's weight by the size of its box. The main chain follows the heaviest nodes."""
-    element = elements.get(node.part)
-    return 0.1 if element is None else 1.0 if is_thin(element) else 10.0
+def place_group(
+    group: AlikeLayers,
+) -> tuple[list[Junction], dict[int, NodePlace], dict[tuple[int | str, int], int]]:
+    """Place the nodes of a group, with the values from outside its layers. Return the nodes, their places and the lanes
+    of wires that pass around nodes. The main chain follows the heaviest nodes: those of the largest boxes."""
+    nodes = add_outside(group.junctions)
+    elements = {node.number: group.elements.get(node.part) for node in nodes}
+    weights = {at: 0.1 if each is None else 1.0 if is_thin(each) else 10.0 for at, each in elements.items()}
+    spots = place_nodes(nodes, weights, len(group.junctions) - 1)
+    return nodes, spots, _list_lanes(nodes, spots)
 
 
 def _draw_node(node: Junction, elements: Mapping[str, Element], width: float, look: Styling) -> DrawnBox:
@@ -174,9 +177,9 @@ def _spot(spots: Mapping[int, NodePlace], source: int | str) -> NodePlace:
     return NodePlace(-1, 0) if isinstance(source, str) else spots[source]
 
 
-def list_lanes(nodes: Mapping[int, Junction], spots: Mapping[int, NodePlace]) -> dict[tuple[int | str, int], int]:
+def _list_lanes(nodes: Sequence[Junction], spots: Mapping[int, NodePlace]) -> dict[tuple[int | str, int], int]:
     """Assign lanes to the wires, as (source, end), that pass around nodes of the main column."""
-    wires = [(source, node.number) for node in nodes.values() for source in node.sources]
+    wires = [(source, node.number) for node in nodes for source in node.sources]
     around = [
         (source, end)
         for source, end in wires

@@ -19,13 +19,13 @@ SHARPNESS = 2
 """Pixels of a PNG per unit of its scene."""
 
 
-def write_raster(scene: Scene, form: str, *, dark: bool = False, sharpness: float = SHARPNESS) -> bytes:
-    """Write a scene as `pdf`, or as `png` with `sharpness` pixels per unit."""
+def write_raster(scene: Scene, form: str, *, dark: bool = False) -> bytes:
+    """Write a scene as `pdf`, or as `png` with SHARPNESS pixels per unit."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(scene.width / 72, scene.height / 72), dpi=72 * sharpness)
+    figure = Figure(figsize=(scene.width / 72, scene.height / 72), dpi=72 * SHARPNESS)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, scene.width), ylim=(scene.height, 0))
@@ -38,7 +38,7 @@ def write_raster(scene: Scene, form: str, *, dark: bool = False, sharpness: floa
     written = io.BytesIO()
     stamp = {"CreationDate": None} if form == "pdf" else {"Software": None}
     with rc_context({"pdf.fonttype": 42, "text.hinting": "no_hinting"}):
-        figure.savefig(written, format=form, dpi=72 * sharpness, facecolor=figure.get_facecolor(), metadata=stamp)
+        figure.savefig(written, format=form, dpi=72 * SHARPNESS, facecolor=figure.get_facecolor(), metadata=stamp)
     return written.getvalue()
 
 

@@ -161,12 +161,12 @@ def _towards(start: tuple[float, float], end: tuple[float, float], length: float
     return start[0] + part * across, start[1] + part * down
 
 
-def arrow_head(points: Sequence[tuple[float, float]], size: float = 6) -> tuple[tuple[float, float], ...]:
-    """Make the triangle of an arrow head at the end of a line."""
+def arrow_head(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Make the triangle of an arrow head, 6 pixels long, at the end of a line."""
     (x, y), before = points[-1], points[-2]
     across, down = x - before[0], y - before[1]
     whole = (across**2 + down**2) ** 0.5 or 1.0
-    across, down = across / whole * size, down / whole * size
+    across, down = across / whole * 6, down / whole * 6
     return (
         (x, y),
         (x - across - 0.5 * down, y - down + 0.5 * across),

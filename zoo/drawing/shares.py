@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.costs.cache_sizes import list_cache_rows, memory_tokens, token_cache_bytes
 from zoo.costs.flops import SequenceFlops
-from zoo.costs.rows import AttentionRow, CostTable, PartRow, RouterRow, count_values, tabulate
+from zoo.costs.rows import AttentionRow, CostTable, PartRow, count_values, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.model.attention.base import Attention
 from zoo.spec import CROSS, Sized, Spec, components
@@ -68,8 +68,7 @@ def price_boxes(spec: Any, setup: Setup) -> dict[BoxPlace, Share]:
     for place, own in rows.items():
         parts = tuple(row for row in own if isinstance(row, PartRow))
         attentions = tuple(row for row in own if isinstance(row, AttentionRow))
-        routers: tuple[RouterRow, ...] = ()
-        flops = SequenceFlops(CostTable(spec, table.towers, parts, attentions, routers), context).count_pass().whole
+        flops = SequenceFlops(CostTable(spec, table.towers, parts, attentions, ()), context).count_pass().whole
         params, active = (sum(getattr(row.part, name) * row.stored for row in parts) for name in ("params", "active"))
         found[place] = Share(params, active, flops / context)
     for place, cache in price_caches(spec, setup).items():

@@ -29,10 +29,11 @@ TIMES = 34.0
 """Space at the right for numbers of repetitions, in pixels."""
 
 
-def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: str = "tokens") -> DrawnBox:
+def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN) -> DrawnBox:
     """Draw a tower's column, `width` wide. The input is at the bottom; below it are the layers' inputs outside the
     residual stream."""
-    middle = _draw_layers(tower, width, look)
+    plates = sum(len(fold.runs) for fold in tower.folds)
+    middle = _draw_plates(tower, width, look) if plates <= MOST_PLATES else _draw_cells(tower, width)
     pieces = [
         *[draw_box(each, width, look) for each in reversed(tower.after)],
         middle,
@@ -40,7 +41,8 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
     ]
     shapes: list[Shape] = []
     y, center = 16.0 + RISE, width / 2
-    shapes.append(Label(center, 11, _name_output(tower), SMALL, color="muted", anchor="middle"))
+    output = "logits" if any(each.color == "table" for each in tower.after) else "hidden states"
+    shapes.append(Label(center, 11, output, SMALL, color="muted", anchor="middle"))
     top, above = 0.0, {}  # of the layers; and of the wire above each element before them
     names = [each.name for each in reversed(tower.before)]
     for at, piece in enumerate(pieces):
@@ -51,7 +53,7 @@ def draw_stack(tower: TowerPlan, width: float, look: Styling = PLAIN, inputs: st
         shapes += shift_items(piece.shapes, (width - piece.width) / 2, y)
         y += piece.height + RISE
     shapes.append(Stroke(((center, y), (center, y - RISE + 2)), arrow=True))
-    shapes.append(Label(center, y + 13, inputs, SMALL, color="muted", anchor="middle"))
+    shapes.append(Label(center, y + 13, "tokens", SMALL, color="muted", anchor="middle"))
     y += 18
     for element in tower.beside:
         drawn, y = draw_box(element, width, look), y + RISE / 2
@@ -75,16 +77,6 @@ def _draw_beside_wires(y: float, top: float, height: float, width: float, read: 
     if read is not None:
         wires.append(Stroke(((width / 2, read), (width + LANE, read), (width + LANE, y), (width, y)), arrow=True))
     return wires
-
-
-def _name_output(tower: TowerPlan) -> str:
-    heads = [each for each in tower.after if each.color == "table"]
-    return "logits" if heads else "hidden states"
-
-
-def _draw_layers(tower: TowerPlan, width: float, look: Styling) -> DrawnBox:
-    plates = sum(len(fold.runs) for fold in tower.folds)
-    return _draw_plates(tower, width, look) if plates <= MOST_PLATES else _draw_cells(tower, width)
 
 
 def _draw_plates(tower: TowerPlan, width: float, look: Styling) -> DrawnBox:
@@ -135,9 +127,7 @@ def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
     for at in range(count):
         layer = tower.layer(tower.pattern[at * len(tower.pattern) // count])
         y = (count - 1 - at) * size
-        shapes.append(
-            Box(left, y, right - left, size - 1, _tone(tower, layer.kind), "", 1.5, tip=f"{at}: {layer.kind}")
-        )
+        shapes.append(Box(left, y, right - left, size - 1, f"{layer.color}-line", "", 1.5, tip=f"{at}: {layer.kind}"))
     step = next(each for each in (4, 8, 10, 20, 50) if each * size >= 18)
     for at in range(0, count, step):
         y = (count - 1 - at) * size + size / 2 + 4
@@ -145,7 +135,3 @@ def _draw_cells(tower: TowerPlan, width: float) -> DrawnBox:
     return DrawnBox(
         (Box(left - 4, -4, right - left + 8, count * size + 7, "", "line", 5), *shapes), width, count * size
     )
-
-
-def _tone(tower: TowerPlan, kind: str) -> str:
-    return f"{tower.layer(kind).color}-line"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from zoo.drawing.boxes import PLAIN, Styling
 from zoo.drawing.contents import Element, ModelPlan, TowerPlan
 from zoo.drawing.grouping import AlikeLayers, group_layers
-from zoo.drawing.panels import ELSEWHERE, list_lanes, weigh
-from zoo.drawing.placement import NodePlace, add_outside, place_nodes
+from zoo.drawing.panels import ELSEWHERE, place_group
+from zoo.drawing.placement import NodePlace
 from zoo.drawing.strip import list_colors
 from zoo.drawing.wiring import STREAM, Junction
 
@@ -100,9 +100,7 @@ def _draw_group(group: AlikeLayers, look: Styling) -> Iterator[Line]:
     for at, layer in enumerate(group.layers):
         places = f"layers {layer.places}" if layer.count > 1 else f"layer {layer.places}"
         yield [(f"{'├' if at else '┌'} {layer.kind}", layer.color), (f" × {layer.count}  {places}", "muted")]
-    nodes = add_outside(group.junctions)
-    spots = place_nodes(nodes, {node.number: weigh(node, group.elements) for node in nodes}, len(group.junctions) - 1)
-    lanes = list_lanes({node.number: node for node in nodes}, spots)
+    nodes, spots, lanes = place_group(group)
     rows = {number: spot.row for number, spot in spots.items()}
     count = 1 + max(lanes.values(), default=-1)
     for node in sorted(group.junctions, key=lambda each: (-rows[each.number], spots[each.number].column)):
