@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from zoo.report.wrapping import TextRow
@@ -17,21 +18,9 @@ def list_module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
         ("  " * depth + name, "" if kind in ("ModuleList", "ModuleDict") else kind, shape, f"{held:,}" if held else "")
     ]
     children = [(key, list_module_rows("", child, depth + 1)) for key, child in module.named_children()]
-    for alike in _runs(children):
-        first, below = alike[0][0], alike[0][1]
-        head = below[0]
-        label = first if len(alike) == 1 else f"{first}-{alike[-1][0]}"
-        count = head[3] if len(alike) == 1 else f"{len(alike)} × {head[3]}"
-        rows += [(head[0] + label, head[1], head[2], count), *below[1:]]
+    for _, alike in groupby(children, lambda child: child[1] if child[0].isdigit() else child[0]):
+        (first, (head, *below)), *others = alike
+        label = f"{first}-{others[-1][0]}" if others else first
+        count = f"{len(others) + 1} × {head[3]}" if others else head[3]
+        rows += [(head[0] + label, head[1], head[2], count), *below]
     return rows
-
-
-def _runs(children: list[tuple[str, list[TextRow]]]) -> list[list[tuple[str, list[TextRow]]]]:
-    """Group equal adjacent children with numbers for names; every other child is its own group."""
-    runs: list[list[tuple[str, list[TextRow]]]] = []
-    for child in children:
-        if runs and child[0].isdigit() and runs[-1][-1][1] == child[1]:
-            runs[-1].append(child)
-        else:
-            runs.append([child])
-    return runs
