@@ -21,7 +21,7 @@ def make_model_tables(labels: Sequence[str], priced: Sequence[Mapping[str, Any]]
     that do not fit the screen are put into further tables."""
     room = max(2, (measure_screen() - LABEL) // (max(LEAST, min(CELL, max(map(len, labels)))) + 2))
     parts = [slice(at, at + room) for at in range(0, len(labels), room)]
-    tables = [_table(*list_model_rows(labels[part], priced[part], all_of=priced)) for part in parts]
+    tables = [_table(*list_model_rows(labels[part], priced, part)) for part in parts]
     return [format_setting(priced), *tables]
 
 
@@ -37,20 +37,20 @@ def format_setting(priced: Sequence[Mapping[str, Any]]) -> str:
 def list_model_rows(
     labels: Sequence[str],
     priced: Sequence[Mapping[str, Any]],
-    all_of: Sequence[Mapping[str, Any]] | None = None,
+    part: slice = slice(None),
     *,
     differing: bool = False,
 ) -> tuple[list[str], list[list[str]]]:
-    """Make the header and the rows of a table of models, for the figures that any of `all_of` has.
+    """Make the header and the rows of a table of models, for the figures that any of them has. With a `part` the table
+    has these models alone; `labels` are theirs.
 
     `differing` leaves out figures that are the same in the first and the last model, and sections without any
     difference.
     """
-    all_of = priced if all_of is None else all_of
-    two = len(all_of) == 2
+    two = len(priced) == 2
     rows: list[list[str]] = []
-    for section in merge_orders(all_of):
-        lines = [] if section == "rules_of_thumb" else _lines(section, all_of, priced)  # shown for a single model only
+    for section in merge_orders(priced):
+        lines = [] if section == "rules_of_thumb" else _lines(section, priced, part)  # shown for a single model only
         if differing:
             lines = [line for line in lines if line[1][0] != line[1][-1]]
         if lines:
@@ -62,26 +62,19 @@ def list_model_rows(
     return ["", *labels, *(["difference", ""] if two else [])], rows
 
 
-def _lines(
-    section: str, all_of: Sequence[Mapping[str, Any]], priced: Sequence[Mapping[str, Any]]
-) -> list[tuple[Figure, list[Any]]]:
-    """List the figures of a section that any of `all_of` has, each with its values in `priced`."""
-    every = [{figure.path: figure for figure in list_figures({section: each.get(section)})} for each in all_of]
-    shown = [{figure.path: figure.value for figure in list_figures({section: each.get(section)})} for each in priced]
+def _lines(section: str, priced: Sequence[Mapping[str, Any]], part: slice) -> list[tuple[Figure, list[Any]]]:
+    """List the figures of a section that any model has, each with its values in the models of `part`."""
+    every = [{figure.path: figure for figure in list_figures({section: each.get(section)})} for each in priced]
     lines = []
     for path in merge_orders(every):
-        found = [each[path] for each in every if path in each]
-        holders = [each for each, listed in zip(all_of, every, strict=True) if path in listed]
-        if path in TITLED or any(isinstance(each.value, str) and len(each.value) > CELL for each in found):
+        found = [(listed[path], each) for listed, each in zip(every, priced, strict=True) if path in listed]
+        if any(isinstance(figure.value, str) and len(figure.value) > CELL for figure, _ in found):
             continue
         if path == "kv_cache.bytes" or not all(
-            is_hidden(figure) or is_repeated(figure, each) for figure, each in zip(found, holders, strict=True)
+            is_hidden(figure) or is_repeated(figure, each) for figure, each in found
         ):
-            lines.append((found[0], [each.get(path) for each in shown]))
+            lines.append((found[0][0], [each[path].value if path in each else None for each in every[part]]))
     return lines
-
-
-TITLED = frozenset({"kv_cache.tokens", "kv_cache.batch", "kv_cache.dtype", "kv_cache.engine"})
 
 
 def _difference(unit: str, a: Any, b: Any) -> list[str]:
