@@ -33,7 +33,8 @@ from zoo.probes.card import draw_card, name_model
 from zoo.probes.card import list_costs as list_prices
 from zoo.probes.outcome_store import read_cards
 from zoo.report import format_markdown, rate_table
-from zoo.report.forest_plot import draw_forest
+from zoo.report.forest_plot import make_forest
+from zoo.report.price_plot import write_figure
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 
@@ -273,6 +274,6 @@ def write_finding(
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    draw_forest(list_effects(read_kept()), recipes_dir() / "verdicts" / "effects.png")
+    write_figure(make_forest(list_effects(read_kept())), recipes_dir() / "verdicts" / "effects.png")
     picture = recipes_dir() / "cards" / "cards.png"
     draw_card([replace(each, model=name, overrides=()) for name, own in read_cards().items() for each in own], picture)

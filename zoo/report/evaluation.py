@@ -67,7 +67,7 @@ def _list_rows(row: Mapping[str, Any], measures: Sequence[str]) -> Iterator[tupl
 def _list_figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
     perplexity, bits = row["perplexity"], row["bits_per_byte"]
     shown = "above 1e304" if perplexity is None else f"{perplexity:,.4f}"
-    return f"{row['loss']:.4f}", shown, "" if bits is None else f"{bits:.4f}"
+    return f"{row['loss']:.4f}", shown, _show(bits, ".4f")
 
 
 def format_vectors(found: Mapping[str, Any], file: Path) -> str:
@@ -85,16 +85,12 @@ def format_tasks(found: Mapping[str, Any]) -> str:
     lines = [f"{found['model']} by lm-evaluation-harness {found['lm_eval']}: {how}", ""]
     table: list[tuple[str, ...]] = [("task", "examples", "solved before", "metric", "value", "± standard error")]
     for name, task in found["tasks"].items():
-        about = [name, _count(task["examples"]), _count(task["num_fewshot"])]
+        about = [name, *(_show(task[key], ",") for key in ("examples", "num_fewshot"))]
         for metric, each in task["metrics"].items():
-            table.append((*about, metric, *(_round(each[key]) for key in ("value", "stderr"))))
+            table.append((*about, metric, *(_show(each[key], ".4f") for key in ("value", "stderr"))))
             about = ["", "", ""]
     return "\n".join([*lines, align_columns(table, right=(1, 2, 4, 5))])
 
 
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _round(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _show(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"

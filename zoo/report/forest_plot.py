@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from zoo.report.price_plot import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +33,6 @@ class DrawnEffect:
     """The difference that the source reports, if it states one."""
     fixed_rate: bool = False
     """Whether the arms trained at fixed learning rates, not each at its own searched one."""
-
-
-def draw_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]], file: Path) -> None:
-    """Draw a panel for each metric (`make_forest`). Raises ConfigError for a suffix other than .png and .svg."""
-    write_figure(make_forest(panels), file)
 
 
 def make_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]]) -> Figure:

@@ -6,19 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.disk import replace_file
 from zoo.errors import ConfigError, did_you_mean, refuse
 from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
 from zoo.report.history import AXES, RunRecord
-from zoo.report.price_plot import (
-    as_label,
-    check_picture,
-    draw_literally,
-    join_equal,
-    list_colors,
-    make_axes,
-    write_figure,
-)
+from zoo.report.price_plot import as_label, check_picture, join_equal, list_colors, make_axes, write_figure
 from zoo.report.wrapping import wrap_text
 
 if TYPE_CHECKING:
@@ -117,9 +108,7 @@ def _label_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
-    """Draw training and validation loss by tokens seen into a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+    """Draw training and validation loss by tokens seen into a PNG file. Raises ConfigError if it cannot be written."""
     axes = make_axes(8, 4.5, dpi=150)
     tokens, losses = read_curve(lines, "loss")
     axes.plot(tokens, losses, color="tab:blue", alpha=0.2, linewidth=0.8)
@@ -135,6 +124,4 @@ def draw_losses(lines: list[dict[str, Any]], title: str, file: Path) -> None:
     axes.set_title(title)
     _label_axes(axes, AXES["tokens"], LABELS["loss"])
     axes.legend(frameon=False, loc="upper right")  # finding the best place takes seconds for long runs
-    draw_literally(axes.figure)
-    with replace_file(file) as draft:
-        FigureCanvasAgg(axes.figure).print_png(draft)
+    write_figure(axes.figure, file)
