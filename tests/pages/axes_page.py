@@ -11,7 +11,7 @@ from pathlib import Path
 from pages.axis_switches import Switch, list_switches
 from zoo.analysis.axes import describe_axis, list_axes
 from zoo.grammar import vocabulary
-from zoo.report.axis_table import HEAD, LEGEND, list_rows
+from zoo.report.grammar_pages import HEAD, LEGEND, list_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "axes.md"
 HEADING = "## Every choice"

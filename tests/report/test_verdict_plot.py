@@ -13,8 +13,7 @@ from matplotlib.colors import same_color
 
 from support.packaged_specs import load
 from zoo.report.arms import Arm
-from zoo.report.rate_plot import draw_rates
-from zoo.report.verdict_plot import make_figure
+from zoo.report.verdict_plot import draw_rates, make_figure
 from zoo.report.verdicts import Report
 
 SEARCHES: dict[str, dict[str, Any]] = {

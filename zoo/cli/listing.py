@@ -9,8 +9,7 @@ from typing import Any
 from zoo import report
 from zoo.cli.options import argument, flag, option
 from zoo.errors import ConfigError
-from zoo.report.axis_table import format_axis
-from zoo.report.grammar_pages import format_page
+from zoo.report.grammar_pages import format_axis, format_page
 
 
 def run(

@@ -18,7 +18,7 @@ from zoo.costs.cluster import NETWORK, Cluster
 from zoo.costs.hardware import RUNTIME, hardware, list_gpus
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError, ZooError
-from zoo.report import format_json, format_size, meshes
+from zoo.report import format_json, format_size
 from zoo.report import solved as answers
 from zoo.untrusted.printable import quote
 
@@ -327,9 +327,9 @@ def mesh(
     if as_json:
         print(format_json(answer))
     elif answer["meshes"]:
-        print(meshes.format_meshes(answer, " ".join([target, *(overrides or [])])))
+        print(answers.format_meshes(answer, " ".join([target, *(overrides or [])])))
     if not answer["meshes"]:
-        raise ZooError(f"{target}: {meshes.format_no_mesh(answer)}")
+        raise ZooError(f"{target}: {answers.format_no_mesh(answer)}")
 
 
 def refuse_solved(setup: Setup, *names: str) -> None:

@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from zoo.report.axis_table import format_axis
-from zoo.report.wrapping import make_bold, measure_screen, wrap_text
+from zoo.report.wrapping import align_columns, make_bold, measure_screen, wrap_text
 from zoo.units import format_change
 
 SHOWN, VALUES = 6, 5
 """Maximum names of models in a line, and maximum values listed."""
+
+HEAD = ("choice", "paper", "time", "a token", "cache", "models", "families")
+LEGEND = "Time of T tokens, time of one more, and what is kept for generating: how a choice itself grows with T."
+CELL = 3
+"""Maximum names in a cell of the table of an axis."""
 
 
 def format_page(page: Mapping[str, Any]) -> str:
@@ -42,6 +46,23 @@ def _write_choice(page: Mapping[str, Any]) -> Iterator[str]:
         yield _fill(f"{each['field']:<{width}}  {_join_field(each)}", 2, width + 4)
     yield ""
     yield from _rows([(whose, name_few(page[whose]) or "none") for whose in ("models", "families")])
+
+
+def format_axis(found: Iterable[Mapping[str, Any]]) -> str:
+    """Format the choices of an axis as a table for a terminal."""
+    head, *lines = align_columns([HEAD, *list_rows(found)]).splitlines()
+    return "\n".join([make_bold(head), *lines, LEGEND])
+
+
+def list_rows(found: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """List a row of texts per choice, with the columns of HEAD."""
+    return [
+        (
+            *(each["choice"], each["source"], each["time"], each["token"], each["cache"]),
+            *(name_few(each[whose], CELL, " +{}") for whose in ("models", "families")),
+        )
+        for each in found
+    ]
 
 
 def list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -151,6 +172,6 @@ def _fill(text: str, indent: int, below: int) -> str:
     return wrap_text(text, indent, below, min(max(measure_screen(), 60), 120), hyphens=False)
 
 
-def name_few(names: Sequence[str], shown: int = SHOWN) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def name_few(names: Sequence[str], shown: int = SHOWN, more: str = " and {} more") -> str:
+    """Name the first `shown` of some models or families, then with `more` how many others there are."""
+    return ", ".join(names[:shown]) + (more.format(len(names) - shown) if len(names) > shown else "")
