@@ -160,7 +160,7 @@ def test_the_batch_that_a_gpu_holds_is_that_of_zoo_solve(pages, capsys):
     batch = json.loads(capsys.readouterr().out)["batch"]
     assert pages["models/gpt-oss-20b.html"].table["NVIDIA H100 SXM 80 GB"][:2] == ["1", f"{batch:,}"]
     room = collect_model("gpt-oss-20b", {}).list_holders()[0]
-    assert room["gpu"] == "t4" and room["count"] == 4  # its weights alone are 41.8 GB
+    assert room["gpu"].name == "t4" and room["count"] == 4  # its weights alone are 41.8 GB
 
 
 def test_what_the_browser_compares_is_what_stats_prints(small):

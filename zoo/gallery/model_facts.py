@@ -15,12 +15,10 @@ from zoo.analysis.explain.cache import list_cache_lines
 from zoo.analysis.explain.parameters import list_parameter_lines
 from zoo.analysis.explain.terms import trace_spec
 from zoo.analysis.holding import LADDER, find_holders
-from zoo.analysis.solve.gpus import find_fewest_gpus
-from zoo.analysis.solve.largest_fit import Room, find_largest_batch
+from zoo.analysis.solve.gpus import count_sequences
 from zoo.compose.composing import Composed
 from zoo.compose.targets import compose_model, is_file, spec_of_composed, to_plain_yaml
 from zoo.costs.cache_sizes import kv_cache
-from zoo.costs.hardware import hardware
 from zoo.costs.price import price
 from zoo.costs.rows import tabulate
 from zoo.costs.setup import ENGINES, Setup
@@ -134,24 +132,10 @@ class ModelFacts:
 
     def list_holders(self) -> list[dict[str, Any]]:
         """List, for each type of GPU, the smallest number of GPUs that holds the weights and one sequence, and the
-        number of sequences that they hold: at SERVED tokens, and at the model's own context. Prefill is in small
-        chunks."""
-        short, long = min(SERVED, self.spec.max_seq_len), self.spec.max_seq_len
-        rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
-        found = find_fewest_gpus(self.spec, Setup(context=short), rooms, prefill=False)
-        return [self._hold(row, short, long) for row in sorted(found, key=lambda row: row["room"]["memory"])]
-
-    def _hold(self, row: Mapping[str, Any], short: int, long: int) -> dict[str, Any]:
-        device = hardware(row["room"]["gpu"])
-        held: dict[str, Any] = {"gpu": device.name, "title": device.title, "memory": device.sold_memory}
-        held |= {"fits": row["fits"], "count": row["gpus"], "contexts": (short, long), "batches": (0, 0)}
-        if row["fits"]:
-            room = Room(memory=device.memory, gpu=device.name)
-            setups = (Setup(context=each, tp=row["gpus"]) for each in (short, long))
-            held["batches"] = tuple(
-                find_largest_batch(self.spec, each, room, prefill=False)["batch"] for each in setups
-            )
-        return held
+        number of sequences that they hold: at SERVED tokens, and at the model's own context."""
+        contexts = sorted({min(SERVED, self.spec.max_seq_len), self.spec.max_seq_len})
+        found = count_sequences(self.spec, Setup(context=contexts[0]), LADDER, contexts)
+        return [{"gpu": gpu, "count": count, "contexts": contexts, "batches": batches} for gpu, count, batches in found]
 
     @functools.cached_property
     def published(self) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from zoo.analysis.solve.largest_fit import Room, price_memory
+from zoo.analysis.solve.largest_fit import Room, find_largest_batch, price_memory
+from zoo.costs.hardware import Hardware, hardware
 from zoo.costs.rows import Priced
 from zoo.costs.setup import ZERO, Setup
 from zoo.errors import ConfigError
@@ -47,6 +48,21 @@ def find_fewest_gpus(
     layouts = [tuple(layout.items()) for layout in _layouts(setup, train)]
     rows = [_smallest(setup, room, layouts, need) for room in rooms]
     return sorted(rows, key=lambda row: (not row["fits"], row["memory_total"], row["gpus"], row["room"]["gpu"]))
+
+
+def count_sequences(
+    spec: Priced, setup: Setup, gpus: Iterable[str], contexts: Iterable[int | None]
+) -> Iterator[tuple[Hardware, int, list[int]]]:
+    """Yield for each type of GPU, the smallest memory first, the fewest GPUs that hold the weights and one sequence of
+    the set-up's context (0 if no machine of that type does), and how many sequences of each of `contexts` they hold.
+    Prompts are read in small chunks."""
+    rooms = {name: Room(memory=hardware(name).memory, gpu=name) for name in gpus}
+    rows = find_fewest_gpus(spec, setup, rooms.values(), prefill=False)
+    for row in sorted(rows, key=lambda row: row["room"]["memory"]):
+        name, count = row["room"]["gpu"], row["gpus"] if row["fits"] else 0
+        setups = [dataclasses.replace(setup, context=each, tp=count) for each in contexts if count]
+        batches = [find_largest_batch(spec, each, rooms[name], prefill=False)["batch"] for each in setups]
+        yield hardware(name), count, batches
 
 
 def _smallest(

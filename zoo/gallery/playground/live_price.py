@@ -17,11 +17,9 @@ import yaml
 
 from zoo.analysis.compare import compare_fields, compare_values, flatten, merge_orders
 from zoo.analysis.holding import LADDER, find_holders
-from zoo.analysis.solve.gpus import find_fewest_gpus
-from zoo.analysis.solve.largest_fit import Room, find_largest_batch
+from zoo.analysis.solve.gpus import count_sequences
 from zoo.compose.targets import compose_model, note_positions, spec_of_composed, to_plain_yaml
 from zoo.costs.cache_sizes import kv_cache
-from zoo.costs.hardware import hardware
 from zoo.costs.price import price
 from zoo.costs.setup import Setup
 from zoo.drawing.contents import plan_model
@@ -74,21 +72,13 @@ class PricedModel:
 
     @functools.cached_property
     def gpus(self) -> dict[str, tuple[int, int]]:
-        """By type of GPU, the smallest number of GPUs that holds the weights and one sequence of the context, and the
+        """By name of GPU, the smallest number of GPUs that holds the weights and one sequence of the context, and the
         number of sequences that they hold. (0, 0) if no machine with this type suffices. Empty for a model that does
         not generate."""
         if "kv_cache" not in self.figures["memory"]:
             return {}
-        rooms = [Room(memory=hardware(name).memory, gpu=name) for name in LADDER]
-        rows = find_fewest_gpus(self.spec, self.setup, rooms, prefill=False)
-        return {row["room"]["gpu"]: self._hold(row) for row in sorted(rows, key=lambda row: row["room"]["memory"])}
-
-    def _hold(self, row: Mapping[str, Any]) -> tuple[int, int]:
-        if not row["fits"]:
-            return 0, 0
-        room = Room(memory=row["room"]["memory"], gpu=row["room"]["gpu"])
-        found = find_largest_batch(self.spec, replace(self.setup, tp=row["gpus"]), room, prefill=False)
-        return row["gpus"], found["batch"]
+        found = count_sequences(self.spec, self.setup, LADDER, [self.setup.context])
+        return {gpu.title: (count, sum(batches)) for gpu, count, batches in found}
 
     @property
     def longest(self) -> int:
@@ -124,7 +114,7 @@ def _compare_models(start: PricedModel, now: PricedModel, name: str) -> dict[str
         "rows": list(_compare(start.figures, now.figures)),
         "components": _pair(start.figures["params"]["by_component"], now.figures["params"]["by_component"]),
         "told": now.told,
-        "gpus": [(hardware(gpu).title, start.gpus.get(gpu, (0, 0)), each) for gpu, each in now.gpus.items()],
+        "gpus": [(gpu, start.gpus.get(gpu, (0, 0)), each) for gpu, each in now.gpus.items()],
         "differs": compare_fields(start.spec, now.spec),
         **_draw_cache(start, now),
         **_draw_model(start, now, name),
