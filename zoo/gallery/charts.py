@@ -68,7 +68,7 @@ def _grid(xs: LogScale, ys: LogScale) -> list[str]:
     for tick in ys.list_ticks(10, 6):
         y = ys(tick)
         drawn.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_name_bytes(tick)}</text>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_trim_zeros(tick, "B")}</text>')
     for tick in xs.list_ticks(2, 8):
         x = xs(tick)
         drawn.append(f'<path class="grid" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
@@ -76,8 +76,8 @@ def _grid(xs: LogScale, ys: LogScale) -> list[str]:
     return drawn
 
 
-def _name_bytes(value: float) -> str:
-    return format_si(value, "B").replace(".00", "").replace(".0", "")
+def _trim_zeros(value: float, unit: str = "") -> str:
+    return format_si(value, unit).replace(".00", "").replace(".0", "")
 
 
 def name_tokens(value: float) -> str:
@@ -163,7 +163,7 @@ def draw_years(marks: Sequence[YearMark], title: str) -> str:
     body = [_open(width, height, title).replace('role="img"', 'role="group"')]
     for tick in ys.list_ticks(10, 8):
         body.append(f'<path class="grid" d="M{LEFT} {ys(tick):.1f}H{width - RIGHT}"/>')
-        label = format_si(tick).replace(".00", "").replace(".0", "").replace("G", "B").replace(" ", "")
+        label = _trim_zeros(tick).replace("G", "B").replace(" ", "")
         body.append(f'<text x="{LEFT - 8}" y="{ys(tick) + 4:.1f}" text-anchor="end">{label}</text>')
     for at, year in enumerate(years):
         left = LEFT + 128 * at

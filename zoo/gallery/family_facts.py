@@ -69,11 +69,10 @@ def trace_lineage(family: FamilyFacts) -> list[FamilyFacts]:
 
 def list_children(name: str) -> list[FamilyFacts]:
     """List the families based directly on this one, earliest source first. For "", list the families without a base."""
-    return sorted((each for each in read_families().values() if each.like == name), key=lambda each: _order(each))
-
-
-def _order(family: FamilyFacts) -> tuple[int, str]:
-    return find_year(family.source) or 0, family.title
+    return sorted(
+        (each for each in read_families().values() if each.like == name),
+        key=lambda each: (find_year(each.source) or 0, each.title),
+    )
 
 
 def find_year(source: str) -> int | None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.gallery.charts import name_tokens
-from zoo.report.svg import escape_text
+from zoo.report.svg import clean_value, escape_text
 from zoo.units import format_change, format_count, format_si, format_size
-from zoo.untrusted.printable import escape_controls
 
 HOME = Path(__file__).parent
 ASSETS = HOME / "assets"
@@ -34,22 +33,18 @@ def _open_templates() -> Any:
     import jinja2
 
     loader = jinja2.FileSystemLoader(HOME / "templates")
-    strict = {"undefined": jinja2.StrictUndefined, "finalize": _clean_value}
+    strict = {"undefined": jinja2.StrictUndefined, "finalize": clean_value}
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, **strict)
     made.filters |= {"count": format_count, "size": format_size, "si": format_si, "change": format_change}
-    made.filters |= {"whole": "{:,}".format, "tokens": name_tokens, "ticks": _mark_code, "si_bytes": _format_bytes}
+    made.filters |= {
+        "whole": "{:,}".format,
+        "tokens": name_tokens,
+        "ticks": _mark_code,
+        "si_bytes": functools.partial(format_si, unit="B"),
+    }
     return made
-
-
-def _format_bytes(value: float) -> str:
-    return format_si(value, "B")
 
 
 def _mark_code(text: str) -> Any:
     """Mark text between backticks as code."""
     return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape_text(text)))
-
-
-def _clean_value(value: object) -> Any:
-    """Escape the control characters of a text, which HTML forbids. Texts marked safe (SVG) are unchanged."""
-    return escape_controls(value) if type(value) is str else value

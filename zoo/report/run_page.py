@@ -16,7 +16,7 @@ from zoo.drawing.palette import COLOURS, write_style
 from zoo.drawing.vector import CLASS, write_svg
 from zoo.report.curves import read_curve, smooth
 from zoo.report.history import MEASURES, RunRecord
-from zoo.report.svg import Curve, draw_panel
+from zoo.report.svg import Curve, clean_value, draw_panel
 from zoo.units import format_count, format_figure, format_seconds, format_si, format_size
 from zoo.untrusted.json_file import read_bytes
 from zoo.untrusted.printable import escape_controls
@@ -77,13 +77,8 @@ def _compile_page(body: str) -> Any:
     """Compile a page, once in a process: a run writes its own page at every evaluation."""
     import jinja2
 
-    settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": _clean_value}
+    settings = {"trim_blocks": True, "lstrip_blocks": True, "finalize": clean_value}
     return jinja2.Environment(autoescape=True, **settings).from_string(HEAD + body + TAIL)
-
-
-def _clean_value(value: object) -> Any:
-    """Escape the control characters of a text. Texts marked safe are SVG, already escaped."""
-    return escape_controls(value) if type(value) is str else value
 
 
 def draw_run(record: RunRecord) -> str:

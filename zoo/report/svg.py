@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from zoo.untrusted.printable import escape_controls
 
@@ -20,6 +21,12 @@ COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e3
 def escape_text(text: str) -> str:
     """Escape a text for HTML and SVG, including control characters, which XML does not allow."""
     return escape(escape_controls(text))
+
+
+def clean_value(value: object) -> Any:
+    """Escape the control characters of a template's value, which HTML forbids. Texts marked safe (SVG) are
+    unchanged."""
+    return escape_controls(value) if type(value) is str else value
 
 
 @dataclass(frozen=True)
