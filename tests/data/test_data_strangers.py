@@ -248,7 +248,7 @@ def test_pairs_and_points_of_absurd_numbers_are_refused():
     with pytest.raises(ConfigError) as caught:
         read_pairs("a.jsonl")
     assert "line 1: has no number 'score'" in caught.value.faults[0]
-    assert "line 2: 'sentence1': has half a character" in caught.value.faults[1]
+    assert "line 2: has half a character in 'sentence1'" in caught.value.faults[1]
     Path("p.jsonl").write_text('{"params": 1e300, "tokens": ' + "9" * 400 + ', "loss": true}\n')
     with pytest.raises(ConfigError) as caught:
         read_points(Path("p.jsonl"), {})

@@ -134,8 +134,8 @@ def test_a_trained_encoder_finds_paraphrases(folder, tmp_path, capsys):  # noqa:
         ("none.csv", None, "similarity: cannot read none.csv, found No such file or directory"),
         ("a.jsonl", "", "similarity: a.jsonl has no pairs in it"),
         ("a.jsonl", "{}", "similarity: a.jsonl, line 1: has no text 'sentence1', found there are none"),
-        ("a.jsonl", "\n{", "similarity: a.jsonl, line 2: is not JSON"),
-        ("a.jsonl", "[1]", "similarity: a.jsonl, line 1: holds a list of 1"),
+        ("a.jsonl", "\n{", "similarity: a.jsonl, line 2 is not JSON"),
+        ("a.jsonl", "[1]", "similarity: a.jsonl, line 1 is no record, found a list of 1"),
         (
             "a.csv",
             "sentence1,sentence2,score\na,b,much",

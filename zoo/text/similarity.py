@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.checkpoint.finding import find
-from zoo.errors import ConfigError, ZooError, refuse
+from zoo.data.records import FIELDS_SHOWN, JSONL, Faults, is_text, read_json_lines
+from zoo.errors import ConfigError, ZooError
 from zoo.text.vectors import embed
 from zoo.untrusted.lines import read_lines
-from zoo.untrusted.printable import check_text, quote, shorten
+from zoo.untrusted.printable import quote, shorten
 
 if TYPE_CHECKING:
     import numpy as np
 
     from zoo.run.layer import Model
 
-KINDS = (".jsonl", ".ndjson", ".csv", ".tsv")
-FAULTS_SHOWN = 10
-FIELDS_SHOWN = 8
+KINDS = (*JSONL, ".csv", ".tsv")
 LARGEST = 1e30
 """Bound of scores, so that their squares are finite."""
 CUTS = (1, 5, 10)
@@ -163,7 +161,7 @@ def discount(places: Iterable[int]) -> float:
 def read_pairs(file: str | Path) -> list[Judged]:
     """Read judged pairs. Raises ConfigError with the first faults, each with its line."""
 
-    def read(record: Mapping[str, Any], where: str, faults: list[str]) -> Judged | None:
+    def read(record: Mapping[str, Any], where: str, faults: Faults) -> Judged | None:
         texts = read_texts(record, ("sentence1", "sentence2"), where, faults)
         score = read_score(record, where, faults) if texts else None
         return Judged(texts[0], texts[1], score) if texts and score is not None else None
@@ -174,7 +172,7 @@ def read_pairs(file: str | Path) -> list[Judged]:
 def read_sought(file: str | Path) -> list[Sought]:
     """Read queries and their documents. Raises ConfigError with the first faults, each with its line."""
 
-    def read(record: Mapping[str, Any], where: str, faults: list[str]) -> Sought | None:
+    def read(record: Mapping[str, Any], where: str, faults: Faults) -> Sought | None:
         texts = read_texts(record, ("query", "positive"), where, faults)
         return Sought(texts[0], texts[1]) if texts else None
 
@@ -183,36 +181,29 @@ def read_sought(file: str | Path) -> list[Sought]:
 
 def read_rows(file: str | Path, read: Callable[..., Any], name: str, what: str) -> list[Any]:
     """Read each record of a file with `read`. Raises ConfigError with the first faults, or if there are no records."""
-    found: list[Any] = []
-    faults: list[str] = []
-    for where, record in read_records(Path(file), name):
-        found.append(read(record, where, faults))
-        if len(faults) >= FAULTS_SHOWN:
-            break
-    refuse(faults)
+    faults = Faults(name)
+    found = [read(record, where, faults) for where, record in read_records(Path(file), name, faults)]
+    faults.settle()
     if not found:
         raise ConfigError(f"{name}: {file} has no {what} in it (a line for each)")
     return found
 
 
-def read_texts(record: Mapping[str, Any], names: Sequence[str], where: str, faults: list[str]) -> list[str] | None:
+def read_texts(record: Mapping[str, Any], names: Sequence[str], where: str, faults: Faults) -> list[str] | None:
     """Read fields that hold text; None after adding a fault."""
     for name in names:
         text = record.get(name)
         if not isinstance(text, str) or not text.strip():
             there = ", ".join(shorten(str(key), 40) for key in list(record)[:FIELDS_SHOWN]) or "none"
             found = f"'{name}' is {_show(text)}" if name in record else f"there are {there}"
-            faults.append(f"{where} has no text '{name}', found {found} (fields: {', '.join(names)})")
+            faults.add(f"{where} has no text '{name}', found {found} (fields: {', '.join(names)})")
             return None
-        try:
-            check_text(text, f"{where} '{name}'")
-        except ConfigError as error:
-            faults += error.faults
+        if not is_text(text, name, where, faults):
             return None
     return [record[name] for name in names]
 
 
-def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> float | None:
+def read_score(record: Mapping[str, Any], where: str, faults: Faults) -> float | None:
     """Read the score; None after adding a fault."""
     given = record.get("score")
     try:
@@ -220,7 +211,7 @@ def read_score(record: Mapping[str, Any], where: str, faults: list[str]) -> floa
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not abs(score) < LARGEST:
-        faults.append(f"{where} has no number 'score', found {_show(given)} (how alike the two are)")
+        faults.add(f"{where} has no number 'score', found {_show(given)} (how alike the two are)")
         return None
     return score
 
@@ -229,44 +220,32 @@ def _show(value: object) -> str:
     return quote(value) if isinstance(value, list | dict) else quote(str(value)[:80], 40)
 
 
-def read_records(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the records of a file, each with its place for messages. Raises ConfigError for a file that cannot be read,
-    and at the first line that is no record."""
+def read_records(file: Path, name: str, faults: Faults) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the records of a file, each with its place for messages. A line that is no JSON object is a fault. Raises
+    ConfigError for a file that cannot be read, and at the first line that is no row of a table."""
     if file.suffix not in KINDS:
         raise ConfigError(f"{name}: {file} ends in {file.suffix or 'nothing'} (one of: {', '.join(KINDS)})")
+    file = file.expanduser()
+    if file.suffix in JSONL:
+        yield from ((f"{file}, line {number:,}:", record) for number, record in read_json_lines(file, faults))
+        return
     try:
-        with file.expanduser().open(encoding="utf-8-sig", newline="") as stream:
-            if file.suffix in (".jsonl", ".ndjson"):
-                yield from _read_json(read_lines(stream, f"{name}: {file}"), f"{name}: {file}")
-            else:
-                yield from _read_table(read_lines(stream, f"{name}: {file}"), f"{name}: {file}", file.suffix)
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            for number, record in _read_table(read_lines(stream, f"{name}: {file}"), f"{name}: {file}", file.suffix):
+                yield f"{file}, line {number:,}:", record
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: {file} is not UTF-8, found byte 0x{error.object[error.start]:02x}") from error
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {file}, found {error.strerror} (a UTF-8 file)") from error
 
 
-def _read_json(stream: Iterable[str], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        where = f"{place}, line {number:,}:"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{where} is not JSON, found {shorten(str(error))} (an object a line)") from error
-        if not isinstance(record, dict):
-            raise ConfigError(f"{where} holds {quote(record)} (an object with the fields)")
-        yield where, record
-
-
-def _read_table(stream: Iterable[str], place: str, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a table with a header. In TSV, quotes are part of the text."""
+def _read_table(stream: Iterable[str], place: str, suffix: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the rows of a table with a header, each with its line. In TSV, quotes are part of the text."""
     how: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {"strict": True}
     table = csv.DictReader(stream, **how)
     try:
         for record in table:
-            yield f"{place}, line {table.line_num:,}:", {key: value for key, value in record.items() if key}
+            yield table.line_num, {key: value for key, value in record.items() if key}
     except csv.Error as error:
         raise ConfigError(f"{place}, line {table.line_num:,}: is no table, found {error} (a header, then rows)") from (
             error
