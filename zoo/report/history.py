@@ -38,32 +38,12 @@ MEASURES = {
 HIGHER = MEASURES.keys() - {"val_reward_rejected"}
 """The metrics of which more is better."""
 
-RESULTS = (
-    "steps",
-    "tokens",
-    "flops",
-    "train_loss",
-    "val_loss",
-    "bits_per_byte",
-    *MEASURES,
-    "seconds",
-    "tokens_per_second",
-    "mfu",
-)
+LOSSES = ("train_loss", "val_loss", "bits_per_byte", *MEASURES)
+
+RESULTS = ("steps", "tokens", "flops", *LOSSES, "seconds", "tokens_per_second", "mfu")
 """The figures of an outcome in which two runs are compared."""
 
-SHOWN = (
-    "status",
-    "model",
-    "params",
-    "steps",
-    "tokens",
-    "train_loss",
-    "val_loss",
-    "bits_per_byte",
-    *MEASURES,
-    "seconds",
-)
+SHOWN = ("status", "model", "params", "steps", "tokens", *LOSSES, "seconds")
 UNREADABLE = "unreadable"
 """The status of a run whose files cannot be read."""
 
@@ -169,9 +149,8 @@ class RunRecord:
 
     def _progress(self) -> dict[str, Any]:
         last = {name: value for line in self.lines for name, value in line.items() if value is not None}
-        logged = ("tokens", "flops", "val_loss", "bits_per_byte", *MEASURES, "tokens_per_second", "mfu")
-        figures = {"steps": last.get("step"), "train_loss": last.get("loss")}
-        figures |= {name: last.get(name) for name in logged}
+        figures = {name: last.get(name) for name in RESULTS}
+        figures |= {"steps": last.get("step"), "train_loss": last.get("loss")}
         points = self.points()
         figures["seconds"] = round(float(points[-1]["seconds"]), 3) if points else None
         if (self.folder / runs.MODEL).is_file():
@@ -264,16 +243,9 @@ def list_rows(records: Sequence[RunRecord], root: Path | None = None) -> tuple[l
         except CheckpointError as error:
             overrides, outcome = [], {**dict.fromkeys(SHOWN), "status": UNREADABLE}
             faults += error.faults
-        figures = {key: outcome[key] for key in SHOWN}
-        rows.append(
-            {
-                "name": shown,
-                "overrides": overrides,
-                **figures,
-                "when": _find_time(each.folder),
-                "path": str(each.folder.absolute()),
-            }
-        )
+        figures = (outcome[key] for key in SHOWN)
+        row = (shown, overrides, *figures, _find_time(each.folder), str(each.folder.absolute()))
+        rows.append(dict(zip(COLUMNS, row, strict=True)))
     return rows, faults
 
 
