@@ -325,13 +325,13 @@ def _figure_rows(figure: Figure, priced: Mapping[str, Any]) -> list[TextRow]:
     if figure.path.startswith("params.by_layer_kind.") and figure.path.endswith(".total"):
         layers = priced["params"]["by_layer_kind"][figure.label]["layers"]
         label += f", {layers} layers" if layers != 1 else ", 1 layer"
-    if figure.path.startswith("params.by_component.") and not isinstance(value, str):
-        return [(label, f"{value:,}", format_share(value, priced["params"]["total"]))]
-    if unit == "params" and value is not None:
-        return [(label, f"{value:,}", format_figure(value, unit))]
-    if figure.path.startswith("kv_cache.") and unit == "B" and value is not None:
-        return [(label, f"{value:,} B", format_figure(value, unit))]
-    return [(label, "", "" if value is None and not unit else format_figure(value, unit))]
+    if value is None:  # a breakdown, whose figures follow
+        return [(label, "", "")]
+    cached = figure.path.startswith("kv_cache.") and unit == "B"
+    exact = f"{value:,}" if unit == "params" else f"{value:,} B" if cached else ""
+    if figure.path.startswith("params.by_component."):
+        return [(label, exact, format_share(figure.value, priced["params"]["total"]))]
+    return [(label, exact, format_figure(value, unit))]
 
 
 def _wrapped(text: str) -> list[TextRow]:
