@@ -3,7 +3,6 @@ the speed of the kernels on this device."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -117,12 +116,13 @@ def _finish(
 ) -> None:
     """Measure; print the report, or its table and notes; and write the report to --out."""
     from zoo.bench import race_report
+    from zoo.report import format_json
     from zoo.report.console import make_console
 
     place = race_report.check_place(out) if out else None
     found, table, notes = measure(race, make_console(stderr=True).print)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(format_json(found))
     else:
         screen = make_console()
         screen.print(table)

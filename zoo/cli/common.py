@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ import typer
 
 from zoo.cli.completing import complete_evaluation, complete_override, complete_target
 from zoo.cli.options import option, options
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, Terminated
 
 if TYPE_CHECKING:
     from zoo.compose.composing import Composed
@@ -82,6 +83,15 @@ def say(line: object) -> None:
 def print_note(line: str) -> None:
     """Print a note on standard error. A note is not an error."""
     say(f"zoo: note: {line}")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Exit with 0 if a SIGTERM ended the run after a checkpoint, so that a scheduler does not count it as failed."""
+    try:
+        yield
+    except Terminated:
+        raise typer.Exit(0) from None
 
 
 def read_arms(texts: Sequence[str]) -> dict[str, str]:

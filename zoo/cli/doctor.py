@@ -77,7 +77,11 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
     capability = "" if machine.capability is None else " of compute capability {}.{}".format(*machine.capability)
     lines = [f"Attention kernels on {machine.device}{capability}, in bfloat16"]
     lines += [report.align_columns(_indented([("", *names), *features])), "", report.wrap_text(LEGEND, 2, width=WIDTH)]
-    lines += [*_order(rows, order_with_mask(machine))]
+    named, masked = [row.kernel.name for row in rows if row.kernel.on_request], order_with_mask(machine)
+    order = "auto takes the first that can, from the left"
+    order += "" if masked is None else f"; where a mask must be read: {', '.join(masked)}"
+    order += f"; {' and '.join(named)} only when named (kernel=…)" if named else ""
+    lines.append(report.wrap_text(order, 2, width=WIDTH))
     against = [f"{row.kernel.name}: {row.against}" for row in rows if row.against is not None]
     running = collect_reasons([row for row in rows if row.against is None], ELSEWHERE)
     against += [f"{kernels}: {each}" for kernels, told in running.items() for each in told]
@@ -87,14 +91,6 @@ def _kernels(rows: Sequence[KernelRow], machine: Machine) -> list[str]:
     for kernels, told in collect_reasons(rows, NEVER).items():
         lines += [f"  {kernels}", *(report.wrap_text(each, 4, 8, WIDTH) for each in told)]
     return lines
-
-
-def _order(rows: Sequence[KernelRow], masked: list[str] | None) -> list[str]:
-    named = [row.kernel.name for row in rows if row.kernel.on_request]
-    told = "auto takes the first that can, from the left"
-    told += "" if masked is None else f"; where a mask must be read: {', '.join(masked)}"
-    told += f"; {' and '.join(named)} only when named (kernel=…)" if named else ""
-    return [report.wrap_text(told, 2, width=WIDTH)]
 
 
 def _others(machine: Machine) -> Iterator[tuple[str, bool, str]]:

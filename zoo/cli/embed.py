@@ -38,7 +38,8 @@ def run(
 
     if out is not None and out.suffix not in (".npy", ".safetensors", ".jsonl"):
         raise ConfigError(f"out: cannot write {out.suffix or 'a file without suffix'} (.npy, .safetensors or .jsonl)")
-    given = [*(texts or []), *_lines(lines)]
+    read = [] if lines is None else read_text(lines, "lines").splitlines()
+    given = [*(texts or []), *(line for line in read if line.strip())]
     if not given:
         raise ConfigError("texts: there are none (give them as arguments, or --lines FILE)")
     keep_memory_on(device)
@@ -63,12 +64,6 @@ def run(
         print(f"written: {out}, {len(given)} vectors of {found.shape[1]}")
     elif not similarity:
         print(_jsonl(given, found), end="")
-
-
-def _lines(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    return [line for line in read_text(file, "lines").splitlines() if line.strip()]
 
 
 def _jsonl(texts: list[str], vectors: Tensor) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -109,4 +108,4 @@ def run(
         place = runs.last_run() if folder is None else folder
         found = zoo.evaluate(place, **how, device=device, note=print_note)
     files = [each for each in (vectors.similarity, vectors.retrieval, *(scored.file or ())) if each is not None]
-    print(json.dumps(found, indent=2) if as_json else report.format_evaluation(found, files))
+    print(report.format_json(found) if as_json else report.format_evaluation(found, files))

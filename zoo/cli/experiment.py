@@ -131,8 +131,10 @@ def foresee(experiment: Experiment, folder: Path, measure: bool) -> tuple[Outloo
 
 
 def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) -> None:
-    if not experiment.trains:
-        return _plan_task(experiment, measure, as_json)
+    if experiment.ladder is not None:
+        return _plan_ladders(experiment, measure, as_json)
+    if experiment.probe is not None:
+        return _plan_probe(experiment, measure, as_json)
     outlook, design, blind, note = foresee(experiment, folder, measure)
     if as_json:
         print(report.format_json({**outlook.to_dict(), "cannot_see": blind}))
@@ -144,17 +146,14 @@ def _plan(experiment: Experiment, folder: Path, measure: bool, as_json: bool) ->
         print(line)
 
 
-def _plan_task(experiment: Experiment, measure: bool, as_json: bool) -> None:
-    """Print the trainings of a probe, or the sizes of each arm's ladder, and what they cost."""
-    if experiment.ladder is not None:
-        from zoo.cli.ladder import print_plans
-        from zoo.experiments.laddering import plan_ladders
-        from zoo.ladder import predict_seconds
+def _plan_ladders(experiment: Experiment, measure: bool, as_json: bool) -> None:
+    """Print the sizes of each arm's ladder, and what they cost."""
+    from zoo.cli.ladder import print_plans
+    from zoo.experiments.laddering import plan_ladders
+    from zoo.ladder import predict_seconds
 
-        ladders = plan_ladders(experiment, False)
-        print_plans({arm: predict_seconds(each) if measure else each for arm, each in ladders.items()}, as_json)
-        return
-    _plan_probe(experiment, measure, as_json)
+    ladders = plan_ladders(experiment, False)
+    print_plans({arm: predict_seconds(each) if measure else each for arm, each in ladders.items()}, as_json)
 
 
 def _plan_probe(experiment: Experiment, measure: bool, as_json: bool) -> None:

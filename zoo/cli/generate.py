@@ -202,19 +202,15 @@ def run(
     note = print_note if world.main else lambda line: None
     how = {"device": model.device, "dtype": model.dtype, **model.lower, "rows": rows, "stable": model.deterministic}
     with leaves_at_once_after_errors():
-        loaded = load(_name_base(texts.checkpoint, folder), **how, world=world, adapters=adapters, note=note)
+        # adapters' files state a GGUF file as their base, not the folder into which it was unpacked
+        base = texts.checkpoint if texts.checkpoint is not None and texts.checkpoint.is_file() else folder
+        loaded = load(base, **how, world=world, adapters=adapters, note=note)
         draft = None if model.draft is None else load(model.draft, device=model.device).model
         keep_memory_on(model.device)  # only now, so that the memory of weights dropped by packing has been freed
         serving = {"speculate": speculate, "draft": draft, "deterministic": model.deterministic}
         serving |= {"graphs": model.graphs, "note": note}
         how = {"template": model.template, "kernel": model.kernel, "serving": serving}
         batching.run(loaded, prompts, results, **how, note=note, writes=world.main)
-
-
-def _name_base(checkpoint: Path | None, folder: Path) -> Path:
-    """Return the path that adapters' files state as their base: a GGUF file, not the folder into which it was
-    unpacked."""
-    return checkpoint if checkpoint is not None and checkpoint.is_file() else folder
 
 
 def open_results(

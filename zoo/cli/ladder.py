@@ -7,16 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from zoo import report
-from zoo.cli.common import Overrides, read_arms, say
+from zoo.cli.common import Overrides, ended_by_sigterm, read_arms, say
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option
 from zoo.cli.outlook import note_crowding
 from zoo.cli.setup import read_amount
 from zoo.cli.showing import Json
-from zoo.errors import ConfigError, Terminated
+from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.ladder import Ladder
@@ -77,13 +75,11 @@ def run(
         print_plans(ladders, as_json)
     if plan:
         return
-    try:
+    with ended_by_sigterm():
         if "" in arms:
             _climb(ladders[""], folder, bootstrap, as_json)
         else:
             _climb_arms(ladders, folder, bootstrap, as_json)
-    except Terminated:  # a SIGTERM: the checkpoint is written
-        raise typer.Exit(0) from None
 
 
 def _split_model(model: str, words: list[str]) -> tuple[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ def sweep(
     made = _points(targets, overrides)
     for note in dict.fromkeys(note for point in made for note in point.left_out):
         print_note(note)
-    whole = [figures for point in (made, made[::-1]) if (figures := _first(point, setup))]
+    both = (next(filter(None, (_priced(point, setup) for point in points)), None) for points in (made, made[::-1]))
+    whole = [figures for figures in both if figures]
     if not whole:
         raise ConfigError(*dict.fromkeys(fault for point in made for fault in point.faults))
     asked = choose_columns(names, list(dict.fromkeys(path for figures in whole for path in flatten(figures))))
@@ -50,7 +52,8 @@ def sweep(
         del asked["active"]  # dense models, all of them
     _print(points, asked, shown)
     if plot is not None:
-        specs = {" ".join(_values(point)) or point.target: point.spec for point, _ in points if point.spec is not None}
+        named = ((" ".join(map(str, point.swept.values())) or point.target, point.spec) for point in made)
+        specs = {name: spec for name, spec in named if spec is not None}
         draw_models(specs, setup, plot)
 
 
@@ -67,10 +70,6 @@ def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Point]:
     return found
 
 
-def _first(points: Sequence[Point], setup: Setup) -> dict[str, Any] | None:
-    return next((figures for point in points if (figures := _priced(point, setup)) is not None), None)
-
-
 def _priced(point: Point, setup: Setup, parts: Collection[str] | None = None) -> dict[str, Any] | None:
     """Price a point, or only the `parts` of its figures; None if the point is refused."""
     from zoo.costs import price
@@ -80,10 +79,6 @@ def _priced(point: Point, setup: Setup, parts: Collection[str] | None = None) ->
     except ConfigError as error:  # a set-up that does not fit this architecture, such as too many ranks
         point.faults = error.faults
         return None
-
-
-def _values(point: Point) -> list[str]:
-    return [str(value) for value in point.swept.values()]
 
 
 def _print(points: Sequence[tuple[Point, dict[str, Any] | None]], columns: dict[str, str], shown: Shown) -> None:
@@ -101,17 +96,14 @@ def _print(points: Sequence[tuple[Point, dict[str, Any] | None]], columns: dict[
         header = [*keys, *columns.values(), REFUSED]
         print(report.format_csv(header, [[*row, why] for row, why in zip(rows, reasons, strict=True)]))
     elif shown is Shown.md:
-        told = [[*row[: len(keys)], *map(_short, row[len(keys) :], units)] for row in rows]
+        short = partial(report.format_figure, short=True)
+        told = [[*row[: len(keys)], *map(short, row[len(keys) :], units)] for row in rows]
         told = [[*row, why or ""] for row, why in zip(told, reasons, strict=True)] if any(reasons) else told
         header = [*header, REFUSED] if any(reasons) else header
         print(report.format_markdown(header, told, right=range(len(keys), len(keys) + len(columns))))
     else:
         table, whys = make_sweep_table(header, len(keys), rows, units, reasons)
         report.print_tables(table, *whys)
-
-
-def _short(value: object, unit: str) -> str:
-    return report.format_figure(value, unit, short=True)
 
 
 def _as_data(point: Point, figures: dict[str, Any] | None) -> dict[str, Any]:

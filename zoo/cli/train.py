@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from zoo.cli.common import print_note, say
+from zoo.cli.common import ended_by_sigterm, print_note, say
 from zoo.cli.completing import complete_training
 from zoo.cli.multirun import SweepOptions, run_sweep
 from zoo.cli.options import argument, flag, option
 from zoo.distributed.world import read_world
-from zoo.errors import ConfigError, FinishedRun, Terminated
+from zoo.errors import ConfigError, FinishedRun
 
 if TYPE_CHECKING:
     from zoo.jobs.plan import LaunchPlan
@@ -61,7 +60,7 @@ def run(
     if resume is not None:
         if multirun or config or trust or cfg or info or resolve or show_data or options != SweepOptions():
             raise ConfigError("resume: takes overrides of what may change, and no other option (leave them out)")
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             return _resume(resume, overrides)
     if trust and config is None:
         raise ConfigError("trust: needs a file (-c FILE)")
@@ -74,7 +73,7 @@ def run(
             _tell_left_out(launch)
             return _show_rows(launch)
     asked = jobs.plan_launch(overrides, config=config, sweeps=multirun, keep_faulty=options.plan, trust=trust)
-    with _ended_by_sigterm(), asked as launch:
+    with ended_by_sigterm(), asked as launch:
         _tell_left_out(launch)
         if launch.sweeps:
             _refuse_processes()
@@ -149,15 +148,6 @@ def _start_processes(
     code = start_processes(settings, Command(options, overrides), make_folder)
     if code is not None:
         raise typer.Exit(code)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Exit with 0 if a SIGTERM ended the run after a checkpoint, so that a scheduler does not count it as failed."""
-    try:
-        yield
-    except Terminated:
-        raise typer.Exit(0) from None
 
 
 def _resume(folder: Path, overrides: list[str]) -> None:

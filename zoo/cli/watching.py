@@ -74,7 +74,7 @@ class JobTable:
     def __init__(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
         from zoo.jobs.sweep import group_by_arm, list_varied
 
-        self.folder = folder
+        self.folder, self.jobs = folder, jobs
         self.arms = group_by_arm(jobs)
         self.columns: dict[str, str] = {}
         """The column of each job, by its name: its seed, or in a search the value that is tried."""
@@ -86,12 +86,9 @@ class JobTable:
             }
         self.ended: dict[str, str] = {}
         """The cells of finished jobs, whose folders are not read again."""
-        self.told = {name for name, job in self._jobs() if self.has_ended(job)}
+        self.told = {job.name for job in jobs if self.has_ended(job)}
         """The names of the jobs whose ends were printed, or came before the table was made."""
         self.before, self.began = len(self.told), time.monotonic()
-
-    def _jobs(self) -> Iterator[tuple[str, SweepPoint]]:
-        return ((job.name, job) for jobs in self.arms.values() for job in jobs)
 
     def has_ended(self, job: SweepPoint) -> bool:
         """Tell whether a job has ended, successfully or not, and has not been started again."""
@@ -110,11 +107,11 @@ class JobTable:
 
     def count(self) -> str:
         """Count the jobs that have ended: `run 7 of 10`."""
-        return f"run {len(self.told)} of {sum(map(len, self.arms.values()))}"
+        return f"run {len(self.told)} of {len(self.jobs)}"
 
     def _estimate(self) -> str:
         """Estimate the time left from the jobs that have ended so far; empty if none has ended, or none is left."""
-        ended, left = len(self.told) - self.before, sum(map(len, self.arms.values())) - len(self.told)
+        ended, left = len(self.told) - self.before, len(self.jobs) - len(self.told)
         seconds = (time.monotonic() - self.began) / max(ended, 1) * left
         return f"; about {format_seconds(seconds)} left" if ended and left else ""
 
@@ -125,7 +122,7 @@ class JobTable:
             own = {self.columns[each.name]: each for each in jobs}
             rows.append([name, *(self.describe(own[column]) if column in own else "" for column in columns)])
         header = ("arm", *columns)
-        self.told |= {name for name, job in self._jobs() if name not in self.told and self.has_ended(job)}
+        self.told |= {job.name for job in self.jobs if job.name not in self.told and self.has_ended(job)}
         return report.make_table(f"{self.count()}{self._estimate()}", header, rows, right=range(1, len(header)))
 
     def describe(self, job: SweepPoint) -> str:
