@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from zoo.drawing.contents import Element, ExpertCounts
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text, wrap_words
@@ -133,29 +135,27 @@ def _draw_row(
     """Draw a row below the baseline y: the text to the right of its label, or below a long label. Return the shapes and
     the last baseline."""
     indent = measure_text(f"{label}  ", SMALL) if label else 0.0
-    head: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
+    shapes: list[Shape] = [Label(PAD, y + LINE, label, SMALL, color=soft)] if label else []
     if indent > 0.42 * inner:
         above = wrap_text(label, inner, SMALL)
-        head = [Label(PAD, y + LINE * (at + 1), line, SMALL, color=soft) for at, line in enumerate(above)]
+        shapes = [Label(PAD, y + LINE * (at + 1), line, SMALL, color=soft) for at, line in enumerate(above)]
         indent, y = PAD, y + LINE * len(above)
     lines = wrap_facts(text, inner - indent)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], cut_text(" ".join(lines[MOST_LINES - 1 :]), inner - indent, SMALL)]
-    shapes: list[Shape] = []
-    lit = [(element.name, fact) in look.lit for fact in text.split(BETWEEN)]
+    colors = ["lit" if (element.name, fact) in look.lit else ink for fact in text.split(BETWEEN)]
     fact = 0
     for line in lines:
         y += LINE
-        x = PAD + indent
-        pieces = line.split(BETWEEN)
-        for number, piece in enumerate(pieces):
-            fact += number > 0
-            said = piece if number == len(pieces) - 1 else f"{piece}{BETWEEN.rstrip()}"
-            ends = said.endswith(BETWEEN.rstrip()) and number == len(pieces) - 1
-            shapes.append(Label(x, y, said, SMALL, color="lit" if lit[min(fact, len(lit) - 1)] else ink))
+        x, words = PAD + indent, []
+        for word in line.split(" "):
+            words.append((word, colors[min(fact, len(colors) - 1)]))
+            fact += word == BETWEEN.strip()
+        for color, alike in groupby(words, itemgetter(1)):
+            said = " ".join(word for word, _ in alike)
+            shapes.append(Label(x, y, said, SMALL, color=color))
             x += measure_text(f"{said} ", SMALL)
-            fact += ends
-    return head + _join_labels(shapes), y
+    return shapes, y
 
 
 def wrap_facts(text: str, width: float, size: float = SMALL) -> list[str]:
@@ -168,18 +168,6 @@ def wrap_facts(text: str, width: float, size: float = SMALL) -> list[str]:
         *begin, end = [said] if fits else fact.split()
         words += [*begin, end if fits or said == fact else f"{end}{BETWEEN.rstrip()}"]
     return wrap_words(words, width, size)
-
-
-def _join_labels(shapes: list[Shape]) -> list[Shape]:
-    """Join adjacent texts of the same line and colour."""
-    found: list[Shape] = []
-    for shape in shapes:
-        last = found[-1] if found else None
-        if isinstance(last, Label) and isinstance(shape, Label) and (last.y, last.color) == (shape.y, shape.color):
-            found[-1] = replace(last, text=f"{last.text} {shape.text}")
-        else:
-            found.append(shape)
-    return found
 
 
 def _draw_experts(experts: ExpertCounts, inner: float, y: float, line: str, soft: str) -> tuple[list[Shape], float]:
