@@ -56,7 +56,8 @@ class Options:
         Raises ConfigError with one line for each invalid value.
         """
         given = {name: value for name, value in given.items() if value is not None}
-        faults = [f"{name}: no such option{_hint(name)}" for name in given if name not in option_names()]
+        known = option_names()
+        faults = [f"{name}: no such option{name_options(name, known)}" for name in given if name not in known]
         own = {name: value for name, value in given.items() if name in CHECKS}
         if not any(isinstance(word, str) for word in _as_tuple(own.get("bad_words", ()))):
             own.pop("bad_words", None)  # given as token ids: goes to `sampling`
@@ -78,43 +79,8 @@ class Options:
         return cls(**{**own, **lists, "sampling": sampling, "guide": next(iter(guides.items()), None)})
 
 
-def _number(least: int, most: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LARGEST
-
-
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (_number(1, MOST_TOKENS), f"a whole number from 1 to {MOST_TOKENS:,}"),
-    "n": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
-    "n_beams": (_number(1, MOST_SAMPLES), f"a whole number from 1 to {MOST_SAMPLES}"),
-    "length_penalty": (_is_finite, "a finite number"),
-    "logprobs": (_number(0, MOST_LOGPROBS), f"a whole number from 0 to {MOST_LOGPROBS}"),
-    "prompt_logprobs": (_number(0, MOST_LOGPROBS), f"a whole number from 0 to {MOST_LOGPROBS}"),
-    "stop": (
-        lambda value: all(isinstance(each, str) and each for each in _as_tuple(value)),
-        "a text that is not empty, or a list of such",
-    ),
-    "bad_words": (
-        lambda value: all(_is_text(each) for each in _as_tuple(value)),
-        "all texts that are not empty, or all lists of token ids",
-    ),
-    "stop_ids": (
-        lambda value: all(type(each) is int and 0 <= each < 2**31 for each in _as_tuple(value)),
-        "a token id, or a list of such",
-    ),
-    "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),
-    "regex": (lambda value: _is_text(value), "a regular expression"),
-    "grammar": (lambda value: _is_text(value), "a grammar of Lark"),
-    "adapter": (lambda value: _is_text(value), "the name of an adapter"),
-    "ignore_eos": (lambda value: type(value) is bool, "true or false"),
-}
-
-
-def _show(value: object) -> str:
-    return shorten(repr(value), 60) if isinstance(value, list) and len(value) < 9 else quote(value)
+def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: type(value) is int and least <= value <= most), f"a whole number from {least} to {most:,}"
 
 
 def _as_tuple(value: object) -> tuple[Any, ...]:
@@ -125,8 +91,32 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _hint(name: str) -> str:
-    return name_options(name, option_names())
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": _whole(1, MOST_TOKENS),
+    "n": _whole(1, MOST_SAMPLES),
+    "n_beams": _whole(1, MOST_SAMPLES),
+    "length_penalty": (lambda value: type(value) in (int, float) and abs(value) < LARGEST, "a finite number"),
+    "logprobs": _whole(0, MOST_LOGPROBS),
+    "prompt_logprobs": _whole(0, MOST_LOGPROBS),
+    "stop": (lambda value: all(map(_is_text, _as_tuple(value))), "a text that is not empty, or a list of such"),
+    "bad_words": (
+        lambda value: all(map(_is_text, _as_tuple(value))),
+        "all texts that are not empty, or all lists of token ids",
+    ),
+    "stop_ids": (
+        lambda value: all(type(each) is int and 0 <= each < 2**31 for each in _as_tuple(value)),
+        "a token id, or a list of such",
+    ),
+    "json_schema": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema"),
+    "regex": (_is_text, "a regular expression"),
+    "grammar": (_is_text, "a grammar of Lark"),
+    "adapter": (_is_text, "the name of an adapter"),
+    "ignore_eos": (lambda value: type(value) is bool, "true or false"),
+}
+
+
+def _show(value: object) -> str:
+    return shorten(repr(value), 60) if isinstance(value, list) and len(value) < 9 else quote(value)
 
 
 @cache
