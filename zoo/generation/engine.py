@@ -197,11 +197,8 @@ class Engine:
                 self.proposer.forget(each)
         if all(each.finished for each in live):
             self.live.pop(number, None)
-        samples = [sample for each in gone for sample in self._samples(each)]
-        return [Event(number, sample, None, "aborted") for sample in samples]
-
-    def _samples(self, sequence: RunningSequence) -> Iterable[int]:
-        return range(sequence.asked.n) if sequence.asked.n_beams > 1 else (sequence.sample,)
+        samples = [range(each.asked.n) if each.asked.n_beams > 1 else (each.sample,) for each in gone]
+        return [Event(number, sample, None, "aborted") for own in samples for sample in own]
 
     @property
     def busy(self) -> bool:

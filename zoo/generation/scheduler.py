@@ -304,19 +304,16 @@ class Scheduler:
 
     def end(self, beams: Beams) -> None:
         """Release all rows of a beam search."""
-        for each in (*beams.running, *beams.spare):
+        self.leave(*beams.running, *beams.spare)
+
+    def leave(self, *sequences: RunningSequence) -> None:
+        """Release the rows of sequences. Those that run do so no longer."""
+        for each in sequences:
             if each in self.running:
                 self.running.remove(each)
             if each.row is not None:
                 each.row.release()
                 each.row = None
-
-    def leave(self, sequence: RunningSequence) -> None:
-        """Release a running sequence's row."""
-        self.running.remove(sequence)
-        assert sequence.row is not None
-        sequence.row.release()
-        sequence.row = None
 
     def remove(self, sequences: Iterable[RunningSequence]) -> None:
         """Drop sequences, running or waiting, and release their rows."""
