@@ -53,14 +53,16 @@ class GuideCompiler:
             raise ConfigError(f"guide: this tokenizer cannot be constrained, found {short(error)}") from error
         self._limits = engine.LLParserLimits(**FUEL, verbose_errors=False)
 
-    def compile(self, kind: Kind, source: str | dict[str, Any] | bool, *, where: str | None = None) -> Guide:
-        """Compile a grammar. Raises ConfigError, under the name `where`, if the grammar is wrong, unsupported or too
-        large. There is no fallback to unconstrained text."""
-        where = where or kind
+    def compile(self, kind: Kind, source: str | dict[str, Any] | bool) -> Guide:
+        """Compile a grammar. Raises ConfigError if the grammar is wrong, unsupported or too large. There is no fallback
+        to unconstrained text."""
         matcher = _require_llguidance().LLMatcher
-        text = source if isinstance(source, str) else _dump(source, where)
+        try:
+            text = source if isinstance(source, str) else json.dumps(source, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{kind}: is no JSON, found {short(error)}") from error
         if len(text) > LONGEST[kind]:
-            raise ConfigError(f"{where}: {len(text)} characters (at most {LONGEST[kind]} would do)")
+            raise ConfigError(f"{kind}: {len(text)} characters (at most {LONGEST[kind]} would do)")
         try:
             if kind == "json_schema":
                 grammar = matcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITESPACE})
@@ -68,10 +70,10 @@ class GuideCompiler:
                 grammar = matcher.grammar_from_regex(text) if kind == "regex" else matcher.grammar_from_lark(text)
             start = matcher(self._tokens, grammar, log_level=0, limits=self._limits)
         except ValueError as error:
-            raise ConfigError(f"{where}: cannot be compiled, found {shorten(short(error), 200)}") from error
+            raise ConfigError(f"{kind}: cannot be compiled, found {shorten(short(error), 200)}") from error
         guide = Guide(start, self.vocab_size)
         if fault := _try_out(guide.start()):
-            raise ConfigError(f"{where}: cannot be compiled, found {fault}")
+            raise ConfigError(f"{kind}: cannot be compiled, found {fault}")
         return guide
 
 
@@ -186,13 +188,6 @@ def _try_out(matcher: Matcher) -> str | None:
 @cache
 def _find_executor() -> Any:
     return _require_llguidance().LLExecutor(torch.get_num_threads())
-
-
-def _dump(schema: object, where: str) -> str:
-    try:
-        return json.dumps(schema, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: is no JSON, found {short(error)}") from error
 
 
 def _require_llguidance() -> Any:
