@@ -27,7 +27,7 @@ MODELS = {
 def first_figures(name: str, **changes) -> dict[str, str]:
     spec, setup = load(name), Setup(**changes)
     figures = price(spec, setup)
-    return dict(list_first_figures(figures, setup, find_holders(spec, setup, figures)))
+    return dict(list_first_figures(spec, setup, figures))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -128,9 +128,7 @@ def _price(
         return prove(targets, specs, priced, setups, shown, explain=explain, verify=verify)
     first = []
     if len(specs) == 1 and shown in (Shown.text, Shown.md):
-        from zoo.analysis.holding import find_holders
-
-        first = list_first_figures(priced[0], setups[0], find_holders(specs[0], setups[0], priced[0]))
+        first = list_first_figures(specs[0], setups[0], priced[0])
     showing.print_prices([" ".join([target, *overrides]) for target in targets], targets, priced, shown, first)
     if shown is Shown.text and not overrides:
         showing.compare_headers(targets)

@@ -14,7 +14,7 @@ from zoo.analysis.explain import look_up_figure
 from zoo.analysis.explain.cache import list_cache_lines
 from zoo.analysis.explain.parameters import list_parameter_lines
 from zoo.analysis.explain.terms import trace_spec
-from zoo.analysis.holding import LADDER, find_holders
+from zoo.analysis.holding import LADDER
 from zoo.analysis.solve.gpus import count_sequences
 from zoo.compose.composing import Composed
 from zoo.compose.targets import compose_model, is_file, spec_of_composed, to_plain_yaml
@@ -107,8 +107,7 @@ class ModelFacts:
 
     def list_first(self) -> list[tuple[str, str]]:
         """List the headline figures of `zoo stats`, each as (label, text)."""
-        setup = Setup()
-        return list_first_figures(self.figures, setup, find_holders(self.spec, setup, self.figures))
+        return list_first_figures(self.spec, Setup(), self.figures)
 
     def list_contexts(self) -> list[int]:
         """List context lengths, doubled up to the model's own. Each fills whole pages in every engine, so that curves

@@ -11,6 +11,7 @@ from zoo.report.wrapping import wrap_text
 from zoo.units import format_count, format_si
 
 if TYPE_CHECKING:
+    from zoo.costs.rows import Priced
     from zoo.costs.setup import Setup
 
 PARTS = {
@@ -39,11 +40,11 @@ USES = {"generate": ("to generate", "generating"), "run": ("to run", "running"),
 LABEL = 12
 
 
-def list_first_figures(
-    figures: Mapping[str, Any], setup: Setup, holders: Mapping[str, Mapping[str, Any]]
-) -> list[tuple[str, str]]:
-    """List labels and sentences: parameters, cache, memory to train and to generate, FLOPs, the GPUs on which the model
-    fits (`holders`, from `zoo.analysis.holding`), and the assumptions."""
+def list_first_figures(spec: Priced, setup: Setup, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List labels and sentences for a model's `figures`: parameters, cache, memory to train and to generate, FLOPs, the
+    GPUs on which the model fits, and the assumptions."""
+    from zoo.analysis.holding import find_holders
+
     found = [("parameters", _parameters(figures["params"]))]
     if trained := figures.get("trained"):
         found.append(("trained", _trained(trained)))
@@ -53,7 +54,7 @@ def list_first_figures(
     if "kv_cache" in figures["memory"]:
         found.append(("generating", _generating(figures["memory"])))
     found.append(("FLOPs", _flops(figures["flops"], partly=bool(trained))))
-    if holders:
+    if holders := find_holders(spec, setup, figures):
         found.append(("fits on", _held(holders)))
     return [*found, ("assumed", _assumed(figures["kv_cache"], setup))]
 

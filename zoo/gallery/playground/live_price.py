@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from zoo.analysis.compare import compare_fields, compare_values, flatten, merge_orders
-from zoo.analysis.holding import LADDER, find_holders
+from zoo.analysis.holding import LADDER
 from zoo.analysis.solve.gpus import count_sequences
 from zoo.compose.targets import compose_model, note_positions, spec_of_composed, to_plain_yaml
 from zoo.costs.cache_sizes import kv_cache
@@ -68,7 +68,7 @@ class PricedModel:
     @functools.cached_property
     def told(self) -> dict[str, str]:
         """The headline figures of `zoo stats`, by label."""
-        return dict(list_first_figures(self.figures, self.setup, find_holders(self.spec, self.setup, self.figures)))
+        return dict(list_first_figures(self.spec, self.setup, self.figures))
 
     @functools.cached_property
     def gpus(self) -> dict[str, tuple[int, int]]:
