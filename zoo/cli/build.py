@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from zoo.cli.showing import load_specs
 from zoo.costs.kernels import asks
 from zoo.errors import ConfigError, KernelError
 from zoo.lazy import nn
+from zoo.report.wrapping import TextRow
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ def run(
     if (wait := describe_wait(spec)) is not None:
         say(wait)
     model = build(spec, device=device, dtype=dtype, kernel=kernel)
-    rows = [("module", "kind", "shape", "parameters"), *report.list_module_rows(target, model)]
+    rows = [("module", "kind", "shape", "parameters"), *list_module_rows(target, model)]
     print(report.align_columns(rows, right=(3,)))
     print()
     print("\n".join([*kernels, *describe_memory(model, spec, dtype)]))
@@ -57,6 +59,24 @@ def run(
 
         store.save_model(model, out)
         print(f"written: {out}")
+
+
+def list_module_rows(name: str, module: Any, depth: int = 0) -> list[TextRow]:
+    """List a module tree as rows of name, kind, shapes and parameters. Equal adjacent layers share a row: `0-31`."""
+    shapes = [list(p.shape) for _, p in module.named_parameters(recurse=False)]
+    held = sum(p.numel() for p in module.parameters())
+    kind = module.spec.kind if hasattr(module, "spec") else type(module).__name__.removesuffix("Module")
+    shape = " + ".join("×".join(map(str, s)) for s in shapes)
+    rows = [
+        ("  " * depth + name, "" if kind in ("ModuleList", "ModuleDict") else kind, shape, f"{held:,}" if held else "")
+    ]
+    children = [(key, list_module_rows("", child, depth + 1)) for key, child in module.named_children()]
+    for _, alike in groupby(children, lambda child: child[1] if child[0].isdigit() else child[0]):
+        (first, (head, *below)), *others = alike
+        label = f"{first}-{others[-1][0]}" if others else first
+        count = f"{len(others) + 1} × {head[3]}" if others else head[3]
+        rows += [(head[0] + label, head[1], head[2], count), *below]
+    return rows
 
 
 def describe_wait(spec: Priced) -> str | None:

@@ -4,7 +4,6 @@ unrounded."""
 from zoo.report.evaluation import format_evaluation
 from zoo.report.figures import format_cost_table, list_cost_rows, list_exact_rows
 from zoo.report.tables import fit_columns, format_csv, format_markdown, make_table, print_tables
-from zoo.report.tree import list_module_rows
 from zoo.report.wrapping import align_columns, format_json, make_bold, wrap_text
 from zoo.units import format_change, format_count, format_figure, format_share, format_si, format_size
 
@@ -24,7 +23,6 @@ __all__ = [
     "format_size",
     "list_cost_rows",
     "list_exact_rows",
-    "list_module_rows",
     "make_bold",
     "make_table",
     "print_tables",
