@@ -34,8 +34,8 @@ def list_speed_rows(found: Mapping[str, Any], width: int) -> list[TextRow]:
         f"The training row assumes {100 * found['train']['mfu']:.3g} % MFU (--mfu) and is no bound; `zoo solve mesh` "
         "predicts the speed.",
         *(f"not checked: {each}" for each in found.get("unchecked", ())),
+        *([f"left out: {found['left_out']}"] if "left_out" in found else []),
     ]
-    notes += [f"left out: {each}" for each in _listed(found.get("left_out"))]
     return rows + [(line, "", "") for note in notes for line in wrap_text(note, 0, 4, width).splitlines()]
 
 
@@ -66,7 +66,3 @@ def _training(train: Mapping[str, Any]) -> Iterator[TextRow]:
     if "days" in train:
         told = f"{format_figure(86400 * train['days'], 's')}", f"{format_si(train['gpu_hours'])} GPU hours"
         yield f"  {format_si(train['train_tokens']).replace('G', 'B')} tokens", *told
-
-
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())

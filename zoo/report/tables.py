@@ -87,17 +87,14 @@ def fit_columns(
     of several words counts with at most WORDY characters or its longest word, because `make_table` wraps it."""
     kept = [name for name in header if name not in idle]
     widths = {
-        name: _measure_column(column) for name, column in zip(header, zip(header, *rows, strict=True), strict=True)
+        name: min(max(map(len, column)), max(_longest_word(column), WORDY))
+        for name, column in zip(header, zip(header, *rows, strict=True), strict=True)
     }
     for name in expendable:
         if sum(widths[each] + 2 for each in kept) <= measure_screen():
             break
         kept.remove(name)
     return kept, [[row[header.index(name)] for name in kept] for row in rows]
-
-
-def _measure_column(cells: Sequence[str]) -> int:
-    return min(max(map(len, cells)), max(_longest_word(cells), WORDY))
 
 
 def print_tables(*things: RenderableType | TextTable) -> None:
