@@ -37,3 +37,9 @@ def test_a_word_that_is_wider_than_its_column_breaks_after_a_sign(monkeypatch, c
 def test_a_table_that_fits_is_left_as_it_is(monkeypatch, capsys) -> None:
     lines = print_at(200, monkeypatch, capsys)
     assert all(any(cell in line for line in lines) for row in ROWS for cell in row)
+
+
+def test_expendable_columns_go_in_turn_and_one_that_is_empty_is_gone_already(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    table = report.drop_empty(("arm", "a step", "params"), [["a" * 10, "", "1 M"]])
+    assert report.fit_columns(*table, ("a step", "params")) == (["arm"], [["a" * 10]])

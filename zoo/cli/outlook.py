@@ -22,8 +22,8 @@ def print_plan(outlook: Outlook) -> None:
     if outlook.match is not None:
         print_match(outlook.match)
     rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
-    idle = [name for name, *cells in zip(PLANNED, *rows, strict=True) if not any(cells)]
-    header, rows = report.fit_columns(PLANNED, rows, ("elementwise", "peak memory", "params", "a step"), idle)
+    expendable = ("elementwise", "peak memory", "params", "a step")
+    header, rows = report.fit_columns(*report.drop_empty(PLANNED, rows), expendable)
     report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
     for line in _plan_lines(outlook):
         print(line)
@@ -41,20 +41,17 @@ def note_crowding() -> list[str]:
 def print_match(match: Match) -> None:
     """Print for each arm the solved value, the costs, and the ratios of the costs to the baseline's."""
     forms = {"all_flops": format_si, "elementwise": format_si, "cache_bytes": lambda value: format_si(value, "B")}
-    names = {"all_flops": "FLOPs", "elementwise": "elementwise FLOPs", "cache_bytes": "cache", "active": "active"}
+    names = {"all_flops": "FLOPs", "elementwise": "elementwise FLOPs", "cache_bytes": "cache"}
+    dense = all(arm.figures["active"] == arm.figures["params"] for arm in match.arms)
+    known = [name for name in match.arms[0].figures if not (dense and name == "active")]
     rows = []
     for arm in match.arms:
-        ratios, cells = match.ratios(arm), []
-        for name, value in arm.figures.items():
-            times = f" ×{ratios[name]:.2f}" if name in ratios else ""
-            cells.append(f"{forms.get(name, format_count)(value)}{times}")
+        ratios = {name: f" ×{ratio:.2f}" for name, ratio in match.ratios(arm).items()}
+        cells = (f"{forms.get(name, format_count)(arm.figures[name])}{ratios.get(name, '')}" for name in known)
         rows.append([arm.name, str(arm.value), *cells])
-    known = list(match.arms[0].figures)
     header = ("arm", match.by, *(names.get(each, each) for each in known))
-    same = all(arm.figures["active"] == arm.figures["params"] for arm in match.arms)
-    header, rows = report.fit_columns(header, rows, (), ["active"] if same else [])
     report.print_tables(report.make_table(f"matched in {match.budget}", header, rows, right=range(1, len(header))))
-    apart = [names.get(each, each) for each in match.unmatched if not (same and each == "active")]
+    apart = [names.get(each, each) for each in match.unmatched if each in known]
     if match.noise is not None:
         print(
             f"seconds of an arm ÷ the first's are known to ± {2 * match.noise:.1%}, twice the error of the timed steps"
@@ -108,16 +105,13 @@ def _plan_lines(outlook: Outlook) -> list[str]:
 
 def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
     """Describe how many runs, and how many seconds, the learning-rate search adds."""
-    runs = (
-        f"{most} runs of each arm, the poor ones ended early"
-        if fewest == most
-        else f"{fewest} to {most} runs of each arm"
-    )
+    prunes = fewest == most
+    runs = f"{most} runs of each arm, the poor ones ended early" if prunes else f"{fewest} to {most} runs of each arm"
     line = f"the search of learning rates adds {runs}"
     if (each := outlook.search_seconds) is None:
         return line
-    takes = f"{format_seconds(fewest * each)} to {format_seconds(most * each)}"
-    return f"{line}: {format_seconds(most * each)} at most" if fewest == most else f"{line}: {takes}"
+    longest = format_seconds(most * each)
+    return f"{line}: {longest} at most" if prunes else f"{line}: {format_seconds(fewest * each)} to {longest}"
 
 
 def _power_lines(outlook: Outlook) -> list[str]:

@@ -45,8 +45,7 @@ def run(
         return
     names = _name_by_folder(rows)
     cells = [_cells(row, names[row["path"]]) for row in rows]
-    idle = [name for name, column in zip(HEADER, zip(*cells, strict=True), strict=True) if not any(column)]
-    header, cells = report.fit_columns(HEADER, cells, EXPENDABLE, idle)
+    header, cells = report.fit_columns(*report.drop_empty(HEADER, cells), EXPENDABLE)
     right = [at for at, name in enumerate(header) if name in NUMBERS]
     report.print_tables(report.make_table("", header, cells, right=right))
 

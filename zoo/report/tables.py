@@ -81,11 +81,11 @@ def _break_words(text: str, width: int) -> str:
 
 
 def fit_columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str], idle: Sequence[str] = ()
+    header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Drop the `idle` columns, then `expendable` ones in order until the table fits; return header and rows. A column
-    of several words counts with at most WORDY characters or its longest word, because `make_table` wraps it."""
-    kept = [name for name in header if name not in idle]
+    """Drop `expendable` columns in order until the table fits; return header and rows. A column of several words counts
+    with at most WORDY characters or its longest word, because `make_table` wraps it."""
+    kept = list(header)
     widths = {
         name: min(max(map(len, column)), max(_longest_word(column), WORDY))
         for name, column in zip(header, zip(header, *rows, strict=True), strict=True)
@@ -93,7 +93,7 @@ def fit_columns(
     for name in expendable:
         if sum(widths[each] + 2 for each in kept) <= measure_screen():
             break
-        kept.remove(name)
+        kept = [each for each in kept if each != name]
     return kept, [[row[header.index(name)] for name in kept] for row in rows]
 
 
