@@ -44,8 +44,8 @@ def make_server(allow_write: bool = False) -> Any:
         raise ConfigError(f"mcp: {found} (pip install 'transformer-zoo[mcp]')") from error
     about = (
         "Exact prices of transformer architectures, comparisons, and verdicts on experiments. MODEL: a packaged name "
+        "(list_models), a YAML, config.json or GGUF file, a folder, or ORG/NAME on the Hugging Face hub."
     )
-    about += "(list_models), a YAML, config.json or GGUF file, a folder, or ORG/NAME on the Hugging Face hub."
     server = MCPServer("zoo", instructions=about, version=zoo.__version__, log_level="ERROR")
     for tools, reads in ((READING, True), (WRITING if allow_write else (), False)):
         for tool in tools:

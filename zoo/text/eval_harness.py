@@ -102,9 +102,7 @@ class Harness(TemplateLM):
     def _score(self, asked: Sequence[Continuation]) -> list[tuple[float, bool]]:
         advance = self._count("scoring answers", len(asked))
         with serving(self.model, self.kernel):
-            return list(
-                score_continuations(self.model, asked, self.max_length, advance)
-            )  # a Likelihood is such a tuple
+            return [*score_continuations(self.model, asked, self.max_length, advance)]  # a Likelihood is such a tuple
 
     # ---------------------------------------------------------------- texts
 
