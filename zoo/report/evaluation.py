@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.report.tables import drop_empty
 from zoo.report.wrapping import align_columns
 
 
@@ -26,14 +27,9 @@ def format_losses(found: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
     beside = len(rows) > 1
     measures = list(rows[0].get("measures", ()))
     figures = ("loss", "perplexity", "bits per byte", *measures)
-    table: list[tuple[str, ...]] = [("weights", "computes in", "source", *figures, "loss over exact")]
-    for row in rows:
-        table.extend(_list_rows(row, measures))
-    of_tokens = [not measures, found["bytes"] is not None]
-    kept = [True, True, any("sources" in row for row in rows), True, *of_tokens, *(True for _ in measures), beside]
-    shown = [tuple(cell for cell, there in zip(line, kept, strict=True) if there) for line in table]
-    first = 2 + kept[2]
-    lines.append(align_columns(shown, right=tuple(range(first, len(shown[0])))))
+    table = [line for row in rows for line in _list_rows(row, measures)]
+    header, table = drop_empty(("weights", "computes in", "source", *figures, "loss over exact"), table)
+    lines.append(align_columns([header, *table], right=range(header.index("loss"), len(header))))
     lines += ["", *(row["made"] for row in rows if "made" in row)] if beside else []
     return "\n".join(lines)
 
@@ -66,7 +62,7 @@ def _list_rows(row: Mapping[str, Any], measures: Sequence[str]) -> Iterator[tupl
 
 def _list_figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
     perplexity, bits = row["perplexity"], row["bits_per_byte"]
-    shown = "above 1e304" if perplexity is None else f"{perplexity:,.4f}"
+    shown = "" if row.get("measures") else "above 1e304" if perplexity is None else f"{perplexity:,.4f}"
     return f"{row['loss']:.4f}", shown, _show(bits, ".4f")
 
 

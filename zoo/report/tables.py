@@ -128,7 +128,7 @@ def format_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], right:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
-def drop_empty(header: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+def drop_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Drop the columns of a table that have no figure."""
     kept = [at for at in range(len(header)) if any(row[at] for row in rows)]
     return [header[at] for at in kept], [[row[at] for at in kept] for row in rows]
