@@ -186,24 +186,22 @@ def encode(
     if texts and isinstance(texts[0], list) and not is_conversation(texts[0]):
         rows = encoder.encode_words(texts)
     else:
-        plain = [index for index, text in enumerate(texts) if not is_conversation(text)]
-        given = [texts[index] for index in plain]
-        encoded = encoder.encode([(text,) if isinstance(text, str) else text for text in given])
-        found = dict(zip(plain, encoded, strict=True))
-        for index, text in enumerate(texts):
-            if index not in found:
-                assert chat is not None
-                found[index] = _encode_conversation(encoder, chat, text, places[index])
-        rows = [found[index] for index in range(len(texts))]
+        plain = ((text,) if isinstance(text, str) else text for text in texts if not is_conversation(text))
+        encoded = iter(encoder.encode(list(plain)))
+        rows = [
+            _encode_conversation(encoder, chat, text, place) if is_conversation(text) else next(encoded)
+            for text, place in zip(texts, places, strict=True)
+        ]
     for place, row in zip(places, rows, strict=True):
         if not row.ids:
             raise ConfigError(f"{place} has no token (another text)")
     return rows
 
 
-def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate, messages: Any, place: str) -> EncodedRow:
+def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate | None, messages: Any, place: str) -> EncodedRow:
     from zoo.data.rowcode import EncodedRow
 
+    assert chat is not None
     tokenizer: Tokenizer = encoder.tokenizer
     try:
         ids = chat.encode(tokenizer, messages, add_generation_prompt=False)
