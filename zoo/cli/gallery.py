@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo.cli.common import say
+from zoo.cli.common import print_note, say
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option
 from zoo.errors import ConfigError
@@ -36,9 +36,7 @@ def run(
         from zoo.gallery.playground.assembling import write_parts
 
         if not write_parts(out, pyodide):
-            say(
-                "zoo: note: without Node the playground's modules are not compiled: its first price takes twice as long"
-            )
+            print_note("without Node the playground's modules are not compiled: its first price takes twice as long")
     print(f"written: {out / 'index.html'}, {count} files")
 
 

@@ -59,10 +59,9 @@ def read_range(text: str) -> tuple[float, float]:
     match = re.fullmatch(rf"(?:{number})?\.\.(?:{number})?", text.strip())
     if match is None:
         raise ConfigError(f"params: cannot read {text!r} (FROM..TO, as 1B..10B or ..500M)")
-    least, most = ((group, match[at + 1]) for at, group in ((1, match[1]), (3, match[3])))
-    scale = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-    low = float(least[0]) * scale[least[1] or ""] if least[0] else 0.0
-    high = float(most[0]) * scale[most[1] or ""] if most[0] else math.inf
+    scale = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    low = float(match[1]) * scale.get(match[2], 1) if match[1] else 0.0
+    high = float(match[3]) * scale.get(match[4], 1) if match[3] else math.inf
     if low > high:
         raise ConfigError(f"params: FROM is larger than TO, found {text!r} ({'..'.join(reversed(text.split('..')))})")
     return low, high

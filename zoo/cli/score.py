@@ -42,7 +42,10 @@ def run(
     if texts and fields.second is not None:
         raise ConfigError(f"texts: the model reads pairs (--file with the fields {fields.text} and {fields.second})")
     argued = [(f"texts: number {number}", {fields.text: each}) for number, each in enumerate(texts or [], 1)]
-    records = [(place, rename(record, fields)) for place, record in [*argued, *records]]
+    records = [
+        (place, {fields.text if name == LINE else name: each for name, each in record.items()})
+        for place, record in [*argued, *records]
+    ]
     if not records:
         raise ConfigError("texts: there are none (give them as arguments, or --file FILE)")
     given = pick_texts(records, fields)
@@ -100,11 +103,6 @@ def find_fields(checkpoint: Path, text: str | None, second: str | None, first: M
     if pair is not None:
         return Fields(*pair, chat=pair == PAIRS[-1])
     return Fields("messages") if "messages" in first else known
-
-
-def rename(record: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
-    """Rename the provisional field LINE to the field that is read."""
-    return {fields.text if name == LINE else name: each for name, each in record.items()}
 
 
 def pick_texts(records: Sequence[tuple[str, Mapping[str, Any]]], fields: Fields) -> list[Any]:
