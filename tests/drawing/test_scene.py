@@ -9,8 +9,8 @@ from matplotlib.textpath import TextPath
 
 from support.scene_checks import find_faults, smallest_text
 from zoo.drawing.boxes import wrap_facts
+from zoo.drawing.drawn_file import load_font, write_raster
 from zoo.drawing.lettering import cut_text, measure_text, wrap_text
-from zoo.drawing.raster import load_font, write_raster
 from zoo.drawing.scene import Box, Label, Scene, Stroke, frame_items
 from zoo.drawing.vector import write_html, write_svg
 
