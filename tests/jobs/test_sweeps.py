@@ -25,7 +25,7 @@ from zoo import runs
 from zoo.analysis.verdict.power import compute_power, find_smallest_effect
 from zoo.analysis.verdict.student import student_quantile
 from zoo.cli import run
-from zoo.cli.watching import JobTable, watch_jobs
+from zoo.cli.observing import JobTable, watch_jobs
 from zoo.costs import Setup, price
 from zoo.errors import ZooError
 from zoo.jobs.pinning import count_cores, count_workers
