@@ -15,8 +15,7 @@ from zoo import runs
 from zoo.cli import run
 from zoo.errors import CheckpointError, ConfigError, ZooError
 from zoo.jobs.train import start_run
-from zoo.report.curves import read_curve
-from zoo.report.history import RunRecord, collect_runs, list_rows, sort_rows
+from zoo.report.history import RunRecord, collect_runs, list_rows, read_curve, sort_rows
 from zoo.report.runplot import draw_runs
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from zoo.report.curves import smooth
+from zoo.report.history import smooth
 from zoo.training import speed
 from zoo.training.schedule import Schedule
 

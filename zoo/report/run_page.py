@@ -14,8 +14,7 @@ from zoo.drawing.contents import plan_model
 from zoo.drawing.model_figure import draw_model
 from zoo.drawing.palette import COLOURS, write_style
 from zoo.drawing.vector import CLASS, write_svg
-from zoo.report.curves import read_curve, smooth
-from zoo.report.history import MEASURES, RunRecord
+from zoo.report.history import MEASURES, RunRecord, read_curve, smooth
 from zoo.report.svg import Curve, clean_value, draw_panel
 from zoo.units import format_count, format_figure, format_seconds, format_si, format_size
 from zoo.untrusted.json_file import read_bytes

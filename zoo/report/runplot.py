@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ConfigError, did_you_mean, refuse
-from zoo.report.curves import SMOOTHED_OVER, read_curve, smooth
-from zoo.report.history import AXES, RunRecord
+from zoo.report.history import AXES, SMOOTHED_OVER, RunRecord, read_curve, smooth
 from zoo.report.price_plot import as_label, check_picture, join_equal, list_colors, make_axes, write_figure
 from zoo.report.wrapping import wrap_text
 

@@ -13,8 +13,8 @@ from zoo.analysis.verdict.comparison import Place
 from zoo.analysis.verdict.difference import MeanDifference
 from zoo.analysis.verdict.power import LEVEL
 from zoo.report.arms import NAMES, Arm
-from zoo.report.curves import read_curve, smooth
 from zoo.report.forest_plot import COLORS
+from zoo.report.history import read_curve, smooth
 from zoo.report.price_plot import check_picture, list_colors, write_figure
 from zoo.report.verdicts import Report, keep_finite
 from zoo.units import format_count, format_si
