@@ -53,7 +53,8 @@ def run(as_json: Json = False, *, gpu: bool = flag("Try and measure this machine
     devices, rows, others, products = _devices(), tabulate(machine), list(_others(machine)), list(_products())
     if as_json:
         kernels = {row.kernel.name: row_as_data(row) for row in rows}
-        data = {"versions": dict(versions), "devices": dict(devices), "machine": _machine(machine)}
+        here = {"device": machine.device, "capability": machine.capability, "packages": sorted(machine.packages)}
+        data = {"versions": dict(versions), "devices": dict(devices), "machine": here}
         print(
             report.format_json({**data, "kernels": kernels, "others": _as_data(others), "products": _as_data(products)})
         )
@@ -132,11 +133,6 @@ def _answers(title: str, rows: Sequence[tuple[str, bool, str]]) -> str:
 
 def _as_data(rows: Sequence[tuple[str, bool, str]]) -> dict[str, Any]:
     return {name: {"runs_here": usable, "about": about} for name, usable, about in rows}
-
-
-def _machine(machine: Machine) -> dict[str, Any]:
-    capability = None if machine.capability is None else list(machine.capability)
-    return {"device": machine.device, "capability": capability, "packages": sorted(machine.packages)}
 
 
 def _indented(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
