@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,8 @@ def _talk(conversation: Conversation, name: str) -> None:
     """Read messages from the terminal until /exit or Ctrl-D. Errors are printed, and the conversation continues."""
     from zoo.report.console import make_console
 
-    _edit_lines()
+    with suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys edit the line, and recall earlier ones)
     console = make_console()
     console.out(f"{name}: Ctrl-C stops an answer, /help lists the commands, /exit ends.", style="dim")
     while True:
@@ -114,15 +115,6 @@ def _talk(conversation: Conversation, name: str) -> None:
         except (ZooError, OSError) as error:
             for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
                 say(f"zoo: error: {fault}")
-
-
-def _edit_lines() -> None:
-    """Let the arrow keys edit the line and recall earlier ones, if Python has readline."""
-    try:
-        import readline
-    except ImportError:
-        return
-    readline.set_auto_history(True)
 
 
 def _is_command(text: str) -> bool:
