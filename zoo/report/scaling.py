@@ -166,17 +166,10 @@ def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[
     bias = None if isinstance(found, str) else found[1]
     rows = []
     for at, each in enumerate(fit.budgets):
+        about = [f"{each.flops:.2e}".replace("e+", "e"), f"{len(each.points)}", f"±{each.spread:.2g}×"]
         minimum = ["none"] * 2 if each.params is None else [format_count(each.params), format_count(each.tokens or 0)]
         off = [None, None] if bias is None else [bias.params[at], bias.tokens[at]]
-        rows.append(
-            [
-                f"{each.flops:.2e}".replace("e+", "e"),
-                f"{len(each.points)}",
-                f"±{each.spread:.2g}×",
-                *minimum,
-                *("" if value is None else f"{value:+.1%}" for value in off),
-            ]
-        )
+        rows.append([*about, *minimum, *("" if value is None else f"{value:+.1%}" for value in off)])
     header = ("FLOPs", "points", "sizes", "parameters", "tokens", "bias of parameters", "of tokens")
     return [
         f"N = {fit.scale:.4g} · C^a, a = {fit.exponent:.4f}{between}; of tokens 1 − a",

@@ -87,17 +87,10 @@ def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> s
     cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "in all", "on each", "of usable")]
     for row in rows:
         room, needed = row["room"], row["needed"]["total"]
-        split = str(row.get("zero", "")) if train else str(row["tp"])
-        cells.append(
-            (
-                room["gpu"],
-                f"{row['gpus']:,}" if row["fits"] else f"not on {row['gpus']:,}",
-                split if row["gpus"] > 1 else "",
-                format_si(row["memory_total"], "B"),
-                format_si(needed, "B"),
-                format_share(needed, room["bytes"]),
-            )
-        )
+        count = f"{row['gpus']:,}" if row["fits"] else f"not on {row['gpus']:,}"
+        split = "" if row["gpus"] <= 1 else str(row.get("zero", "")) if train else str(row["tp"])
+        sizes = format_si(row["memory_total"], "B"), format_si(needed, "B"), format_share(needed, room["bytes"])
+        cells.append((room["gpu"], count, split, *sizes))
     return align_columns(cells, right=(1, 2, 3, 4, 5))
 
 
@@ -105,13 +98,8 @@ def format_caches(found: Sequence[Mapping[str, Any]], target: str, most: float) 
     """Format the size of a model's KV cache, unchanged and with each change that brings the cache under the budget."""
     rows = [("KV cache", f"at most {format_size(most)}", "")]
     for each in found:
-        rows.append(
-            (
-                format_size(each["bytes"]),
-                " ".join([target, *each["overrides"]]),
-                "" if each["fits"] else "too large",
-            )
-        )
+        changed = " ".join([target, *each["overrides"]])
+        rows.append((format_size(each["bytes"]), changed, "" if each["fits"] else "too large"))
     return align_columns(rows)
 
 

@@ -85,18 +85,10 @@ def list_runs(report: Report) -> list[tuple[str, ...]]:
     for arm in report.arms:
         values = arm.values(report.metric)
         for seed, run in arm.runs.items():
-            words = " ".join(run.result.get("overrides", ()))
+            value = f"{values[seed]:.4f}" if math.isfinite(values[seed]) else Diverged.status
             took = format_seconds(float(run.outcome["seconds"] or 0))
-            rows.append(
-                (
-                    arm.name,
-                    str(seed),
-                    f"{values[seed]:.4f}" if math.isfinite(values[seed]) else Diverged.status,
-                    took,
-                    run.folder.name,
-                    words,
-                )
-            )
+            words = " ".join(run.result.get("overrides", ()))
+            rows.append((arm.name, str(seed), value, took, run.folder.name, words))
     return rows
 
 
