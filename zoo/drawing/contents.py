@@ -186,13 +186,14 @@ def _list_weights(part: Sized) -> list[tuple[str, str]]:
 
 def _list_notes(tower: Any) -> tuple[str, ...]:
     """List a tower's properties that no box shows: loops, shared weights, several residual streams."""
-    own = [("all layers of a kind share weights", tower.shared_layers)]
-    own += [
-        ("training also runs modules that predict further tokens, which stand in no box", tower.served is not tower)
-    ]
-    named = ((name, each) for name, each in (("loop", tower.loop), ("streams", tower.streams)) if each is not None)
-    rows = {name: [" ".join(filter(None, row)) for row in describe_fields(each)] or [each.kind] for name, each in named}
-    return tuple([text for text, true in own if true] + [f"{name}: {' · '.join(each)}" for name, each in rows.items()])
+    notes = ["all layers of a kind share weights"] if tower.shared_layers else []
+    if tower.served is not tower:
+        notes.append("training also runs modules that predict further tokens, which stand in no box")
+    for name, each in (("loop", tower.loop), ("streams", tower.streams)):
+        if each is not None:
+            rows = " · ".join(" ".join(filter(None, row)) for row in describe_fields(each))
+            notes.append(f"{name}: {rows or each.kind}")
+    return tuple(notes)
 
 
 def _plan_layer(where: str, kind: str, tower: Any, shares: Mapping[Any, Share], wires: Mapping[Any, Any]) -> LayerPlan:
