@@ -38,8 +38,7 @@ def sweep(
     made = _points(targets, overrides)
     for note in dict.fromkeys(note for point in made for note in point.left_out):
         print_note(note)
-    both = (next(filter(None, (_priced(point, setup) for point in points)), None) for points in (made, made[::-1]))
-    whole = [figures for figures in both if figures]
+    whole = [figures for point in (made, made[::-1]) if (figures := _first(point, setup))]
     if not whole:
         raise ConfigError(*dict.fromkeys(fault for point in made for fault in point.faults))
     asked = choose_columns(names, list(dict.fromkeys(path for figures in whole for path in flatten(figures))))
@@ -68,6 +67,10 @@ def _points(targets: Sequence[str], overrides: Sequence[str]) -> list[Point]:
                 point.swept = {"model": label, **point.swept}
             found.append(point)
     return found
+
+
+def _first(points: Sequence[Point], setup: Setup) -> dict[str, Any] | None:
+    return next((figures for point in points if (figures := _priced(point, setup)) is not None), None)
 
 
 def _priced(point: Point, setup: Setup, parts: Collection[str] | None = None) -> dict[str, Any] | None:
