@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Drive Hydra's engine. All uses of names private to Hydra 1.3 are in this file.
 
 `tests/test_private_names.py` reports each private name that Hydra has dropped, and each use of a private name in
@@ -51,36 +50,6 @@ from zoo.errors import ConfigError
 from zoo.paths import conf_dir
 from zoo.untrusted.stated_paths import find_inside
 from zoo.untrusted.yaml_file import read_yaml_text
-
-__all__ = [
-    "ChoiceSweep",
-    "ConfigLoaderImpl",
-    "DefaultsList",
-    "Hydra",
-    "HydraConfig",
-    "HydraException",
-    "IntervalSweep",
-    "Listed",
-    "Override",
-    "OverrideType",
-    "OverridesParser",
-    "Quote",
-    "QuotedString",
-    "RunMode",
-    "apply_override",
-    "create_defaults_list",
-    "fill_hydra_node",
-    "format_value",
-    "get_failure",
-    "launch_jobs",
-    "merge_defaults",
-    "name_primary",
-    "open_repository",
-    "open_session",
-    "rename_primary",
-    "store_model",
-    "store_primary",
-]
 
 METHODS: dict[str, type] = {
     "_compose_config_from_defaults_list": ConfigLoaderImpl,

@@ -2,5 +2,3 @@
 
 from zoo.costs.price import price
 from zoo.costs.setup import DTYPES, Setup
-
-__all__ = ["DTYPES", "Setup", "price"]

@@ -8,27 +8,3 @@ from zoo.grammar.keys import AXES, BOTH, DIMS, OWN, STRUCTURE, TOWERS
 from zoo.grammar.leftovers import drop_leftovers
 from zoo.grammar.parsing import to_spec, to_tree
 from zoo.grammar.plain import from_dict, to_body, to_dict, to_essentials
-
-__all__ = [
-    "AXES",
-    "BOTH",
-    "DIMS",
-    "OWN",
-    "STRUCTURE",
-    "TOWERS",
-    "call_resolvers",
-    "contract",
-    "contract_choices",
-    "drop_leftovers",
-    "expand",
-    "find_names",
-    "from_dict",
-    "hint_keys",
-    "is_slot",
-    "resolve",
-    "to_body",
-    "to_dict",
-    "to_essentials",
-    "to_spec",
-    "to_tree",
-]

@@ -25,8 +25,6 @@ from zoo.costs.rows import Priced, tabulate, trains_more
 from zoo.costs.setup import Setup
 from zoo.errors import ConfigError
 
-__all__ = ["explain", "format_explanation"]
-
 
 def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """List a row for each figure and each of its parts: `section`, `name`, `formula`, `values` (the formula with the

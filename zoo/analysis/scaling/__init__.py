@@ -4,5 +4,3 @@ from zoo.analysis.scaling.fitting import FittedLaw, fit_law
 from zoo.analysis.scaling.isoflop import IsoFlop, fit_isoflop, measure_bias
 from zoo.analysis.scaling.law import Law, Optimum
 from zoo.analysis.scaling.points import LossPoints
-
-__all__ = ["FittedLaw", "IsoFlop", "Law", "LossPoints", "Optimum", "fit_isoflop", "fit_law", "measure_bias"]

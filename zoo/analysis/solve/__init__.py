@@ -10,15 +10,3 @@ from zoo.analysis.solve.gpus import find_fewest_gpus
 from zoo.analysis.solve.largest_fit import Room, find_largest_batch, find_largest_context
 from zoo.analysis.solve.mesh_search import MeshSearch, find_meshes
 from zoo.analysis.solve.shape import ShapeBudget, solve_shapes
-
-__all__ = [
-    "MeshSearch",
-    "Room",
-    "ShapeBudget",
-    "find_fewest_gpus",
-    "find_largest_batch",
-    "find_largest_context",
-    "find_meshes",
-    "find_smaller_caches",
-    "solve_shapes",
-]
