@@ -106,7 +106,7 @@ def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
     levels = (
         [each.dtype for each in tensors if each.shape],
         [each.dtype for each in tensors if not each.shape],
-        [_dtype_of_number(each) for each in operands if not is_shadow(each)],
+        [infer_dtype(each) for each in operands if not is_shadow(each)],
     )
     found = None
     for dtypes in levels:
@@ -116,11 +116,13 @@ def _promote_operands(operands: Sequence[Any]) -> ShadowDtype:
     return found
 
 
-def _dtype_of_number(value: float) -> ShadowDtype:
-    """Give the dtype by which torch promotes a Python number."""
-    if isinstance(value, bool):
-        return BOOL
-    return INT64 if isinstance(value, int) else FLOAT32
+def infer_dtype(*numbers: Any) -> ShadowDtype:
+    """Give the dtype that torch infers for a tensor of these numbers, and by which it promotes a Python number."""
+    if not all(isinstance(each, int | float) for each in numbers):
+        raise TypeError("numbers")
+    if any(isinstance(each, float) for each in numbers) or not numbers:
+        return FLOAT32
+    return BOOL if all(isinstance(each, bool) for each in numbers) else INT64
 
 
 def add(a: Any, b: Any) -> Any:

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from zoo.costs.shadow.dtypes import BFLOAT16, BOOL, FLOAT8, FLOAT16, FLOAT32, INT32, INT64, ShadowDtype, promote
-from zoo.costs.shadow.elementwise import UNARY, refuse_others
+from zoo.costs.shadow.elementwise import UNARY, infer_dtype, refuse_others
 from zoo.costs.shadow.norms import attend_torch
 from zoo.costs.shadow.operations import FUNCTIONAL, TORCH
 from zoo.costs.shadow.products import solve_triangular
 from zoo.costs.shadow.reductions import vector_norm
 from zoo.costs.shadow.strides import flat_sizes
 from zoo.costs.shadow.tape import UnknownOperation, current_tape
-from zoo.costs.shadow.tensor import Core, make_result, make_shadow
+from zoo.costs.shadow.tensor import make_result, make_shadow
 
 
 class ShadowNamespace(SimpleNamespace):
@@ -62,7 +62,7 @@ def _arange(*bounds: float, dtype: ShadowDtype | None = None, device: object = N
     start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
     size: Any = -(-(stop - start) // step)  # not math.ceil, which would lose the formula of a Traced (`--explain`)
     size = math.ceil(size) if isinstance(size, float) else size
-    return _made("arange", (size,), dtype or _dtype_of([start, stop, step]))
+    return _made("arange", (size,), dtype or infer_dtype(start, stop, step))
 
 
 def _tensor(values: object, *, dtype: ShadowDtype | None = None, device: object = None) -> Any:
@@ -70,42 +70,16 @@ def _tensor(values: object, *, dtype: ShadowDtype | None = None, device: object 
     while isinstance(inner, tuple | list):
         shape.append(len(inner))
         inner = inner[0] if inner else 0.0
-    return _made("constant", shape, dtype or _dtype_of(_numbers(values)))
+    return _made("constant", shape, dtype or infer_dtype(*_numbers(values)))
 
 
 def _numbers(values: object) -> list[Any]:
     return [each for value in values for each in _numbers(value)] if isinstance(values, tuple | list) else [values]
 
 
-def _dtype_of(numbers: Sequence[Any]) -> ShadowDtype:
-    """Give the dtype that torch infers for a tensor of these numbers."""
-    if not all(isinstance(each, int | float) for each in numbers):
-        raise TypeError("numbers")
-    if any(isinstance(each, float) for each in numbers) or not numbers:
-        return FLOAT32
-    return BOOL if all(isinstance(each, bool) for each in numbers) else INT64
-
-
-def _full(size: Sequence[int], fill_value: float, *, dtype: ShadowDtype | None = None, device: object = None) -> Any:
-    return _made("constant", size, dtype or _dtype_of([fill_value]))
-
-
-def _full_like(x: Core, fill_value: float, *, dtype: ShadowDtype | None = None, device: object = None) -> Any:
-    return _made("constant", x.shape, dtype or x.dtype)
-
-
-def _searchsorted(edges: Core, values: Core, *, right: bool = False) -> Any:
-    return make_result("searchsorted", [], values.shape, INT64)
-
-
 def no_grad() -> Any:
     """Save nothing inside the block; its results require no gradient."""
     return current_tape().set(recording=False)
-
-
-def _autocast(kind: str, enabled: bool = True) -> Any:
-    """Turn autocast off inside the block, unless `enabled`. Components never turn it on."""
-    return current_tape().set(autocast=current_tape().autocast if enabled else None)
 
 
 DTYPES = {each.name: each for each in (BOOL, INT32, INT64, FLOAT32, BFLOAT16, FLOAT16, FLOAT8)} | {"long": INT64}
@@ -126,14 +100,19 @@ torch = ShadowNamespace(
     eye=refuse_others("eye", lambda n, *, dtype=FLOAT32, device=None: _made("eye", (n, n), dtype)),
     arange=refuse_others("arange", _arange),
     tensor=refuse_others("tensor", _tensor),
-    full=refuse_others("full", _full),
-    full_like=refuse_others("full_like", _full_like),
-    searchsorted=refuse_others("searchsorted", _searchsorted),
+    full=refuse_others(
+        "full",
+        lambda size, fill_value, *, dtype=None, device=None: _made("constant", size, dtype or infer_dtype(fill_value)),
+    ),
+    full_like=refuse_others("full_like", lambda x, fill_value, **how: _like("constant")(x, **how)),
+    searchsorted=refuse_others(
+        "searchsorted", lambda edges, values, *, right=False: make_result("searchsorted", [], values.shape, INT64)
+    ),
     promote_types=promote,
     finfo=lambda dtype: FINFO[dtype.name],
     no_grad=no_grad,
     is_grad_enabled=lambda: current_tape().recording,
-    autocast=_autocast,
+    autocast=lambda kind, enabled=True: current_tape().set(autocast=current_tape().autocast if enabled else None),
     is_autocast_enabled=lambda *_: current_tape().autocast is not None,
     get_autocast_dtype=lambda *_: current_tape().autocast,
     amp=ShadowNamespace(is_autocast_available=lambda *_: True),
@@ -142,26 +121,12 @@ torch = ShadowNamespace(
 )
 
 
-def _attention(
-    q: Core,
-    k: Core,
-    v: Core,
-    attn_mask: Core | None = None,
-    *,
-    is_causal: bool = False,
-    scale: object = None,
-    enable_gqa: bool = False,
-    dropout_p: float = 0.0,
-) -> Any:
-    return attend_torch(q, k, v, attn_mask, is_causal)
-
-
 _ACTIVATIONS = ("gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "softplus")
 
 F = ShadowNamespace(
     **{name: UNARY[name] for name in _ACTIVATIONS},
     **{name: refuse_others(name, run) for name, run in FUNCTIONAL.items()},
-    scaled_dot_product_attention=refuse_others("scaled_dot_product_attention", _attention),
+    scaled_dot_product_attention=refuse_others("scaled_dot_product_attention", attend_torch),
 )
 torch.nn = ShadowNamespace(functional=F)
 

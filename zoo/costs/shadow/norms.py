@@ -59,17 +59,19 @@ def _present(*tensors: Any) -> list[Any]:
     return [each for each in tensors if each is not None]
 
 
-def attend_torch(q: Core, k: Core, v: Core, mask: Core | None, causal: bool = False) -> Any:
+def attend_torch(
+    q: Core, k: Core, v: Core, attn_mask: Core | None = None, *, is_causal: bool = False, **others: object
+) -> Any:
     """Apply torch's SDPA to q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 
     A fused kernel saves q, k, v, the result and each row's logsumexp. A CPU has no fused kernel for values of another
     width than keys, nor for a bias that requires a gradient.
     """
-    q, k, v, mask = cast_for_autocast(q, k, v, mask)
+    q, k, v, mask = cast_for_autocast(q, k, v, attn_mask)
     fused = q.is_cuda or (q.shape[3] == v.shape[3] and not wants_gradient(mask))
     if not fused:
         with current_tape().set(autocast=None):
-            return _attend_unfused(q, k, v, mask, causal)
+            return _attend_unfused(q, k, v, mask, is_causal)
     batch, heads, tokens, _ = q.shape
     width = v.shape[3]
     sums = make_result("sdpa_lse", [], (batch, heads, tokens), FLOAT32)

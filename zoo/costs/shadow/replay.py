@@ -122,10 +122,6 @@ def _function(function: FunctionType) -> FunctionType:
     return REPLACED.get((module, function.__name__), lambda made: made)(made)
 
 
-def _machine_of(_: object) -> Any:
-    return lambda device: Machine(device.type, (9, 0) if device.type == "cuda" else None, frozenset({"compiler"}))
-
-
 def _core(attend_on_shadows: Any) -> Any:
     """Wrap `attend`: name its tensors "core", and in a selective pass recompute it in the backward pass."""
 
@@ -160,7 +156,9 @@ def multiply_gate(act: Any, gate: Any, up: Any) -> Any:
 
 REPLACED = {
     (attend.__module__, attend.__name__): _core,
-    (machine_of.__module__, machine_of.__name__): _machine_of,
+    (machine_of.__module__, machine_of.__name__): lambda _: (
+        lambda device: Machine(device.type, (9, 0) if device.type == "cuda" else None, frozenset({"compiler"}))
+    ),
     (norm.divide_by_rms.__module__, norm.divide_by_rms.__name__): lambda _: divide_by_rms,
     (ffn.multiply_gate.__module__, ffn.multiply_gate.__name__): lambda _: multiply_gate,
     (score_bias.pick_last.__module__, score_bias.pick_last.__name__): lambda _: pick_last,
@@ -198,7 +196,12 @@ def _class(cls: type) -> type:
     own: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if _ours(base):
-            own |= {name: _member(each) for name, each in vars(base).items() if _is_code(each)}
+            methods = {
+                name: each for name, each in vars(base).items() if isinstance(each, FunctionType) and _ours(each)
+            }
+            own |= {name: replace_torch(each) for name, each in methods.items()}
+            getters = {name: each.fget for name, each in vars(base).items() if isinstance(each, property)}
+            own |= {name: property(replace_torch(each)) for name, each in getters.items()}
     return type(cls.__name__, (cls,), own | {"__module__": cls.__module__})
 
 
@@ -227,14 +230,6 @@ def _uses_torch(module: str) -> bool:
         isinstance(value, _LAZY) or (isinstance(value, ModuleType) and value.__name__ == "torch")
         for value in vars(sys.modules[module]).values()
     )
-
-
-def _is_code(member: Any) -> bool:
-    return isinstance(member, property) or (isinstance(member, FunctionType) and _ours(member))
-
-
-def _member(member: Any) -> Any:
-    return property(replace_torch(member.fget)) if isinstance(member, property) else replace_torch(member)
 
 
 def _instance(value: Any) -> Any:

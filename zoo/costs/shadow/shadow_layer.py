@@ -109,11 +109,6 @@ def run_experts(part: WeightedLayer, x: Any, offsets: Any, expert_of_row: Any) -
     return y if part.bias is None else y + part.bias.to(y.dtype)[expert_of_row]
 
 
-def run_convolution(part: WeightedLayer, x: Any) -> Any:
-    """Compute a convolution along the tokens."""
-    return convolve_tokens(x, part.weight, part.bias, part.part.groups, part.part.dilation)
-
-
 class ShadowLayer:
     """A component with shadows of its weights. Parts are made at their first use."""
 
@@ -189,7 +184,8 @@ def part_of(name: str, part: Any, d_model: int, dtype: ShadowDtype) -> Any:
         case S.Experts():
             return WeightedLayer(name, part, dtype, run_experts)
         case S.Conv():
-            return WeightedLayer(name, part, dtype, run_convolution)
+            run = lambda conv, x: convolve_tokens(x, conv.weight, conv.bias, part.groups, part.dilation)  # noqa: E731
+            return WeightedLayer(name, part, dtype, run)
         case S.Group():
             return {inner: part_of(f"{name}.{inner}", each, d_model, dtype) for inner, each in part.parts.items()}
         case S.Sized():
