@@ -14,6 +14,7 @@ from zoo.families.family import Family, family_names, read_family
 from zoo.grammar import TOWERS
 from zoo.grammar.contract import contract
 from zoo.grammar.dialect import find_usual, list_fields, list_slots
+from zoo.grammar.patches import list_patches
 from zoo.grammar.vocabulary import list_axes, read_choices, write_value
 from zoo.spec import Node, Spec
 
@@ -204,23 +205,15 @@ def list_stated(key: str) -> dict[str, list[str]]:
     """List the packaged models that state a key, also within a layer or a tower, by the key's value."""
     found: dict[str, list[str]] = {}
     for name, body in read_bodies().items():
-        stated = [each[key] for each in _list_scopes(body) if key in each]
-        if "${" in str(stated):
-            stated = [each[key] for each in _list_scopes(_write_plain(body)) if key in each]
+        stated = _read_everywhere(body, key)
+        if "${" in str(stated):  # as a user would write it: words for choices, numbers for interpolations
+            own = {name: value for name, value in body.items() if name != "defaults"}
+            stated = _read_everywhere(contract({**_read_chosen(body), **own}), key)
         for value in dict.fromkeys(map(write_value, stated)):
             found.setdefault(value, []).append(name)
     return dict(sorted(found.items(), key=lambda each: -len(each[1])))
 
 
-def _write_plain(body: Mapping[str, Any]) -> dict[Any, Any]:
-    """Write a model's body as a user would: words for choices, numbers for interpolations."""
-    return contract({**_read_chosen(body), **{key: value for key, value in body.items() if key != "defaults"}})
-
-
-def _list_scopes(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a body, and the patches of its kinds of layer and of its towers."""
-    yield body
-    layers = body.get("layers")
-    for patch in [*(layers.values() if isinstance(layers, Mapping) else ()), *(body.get(tower) for tower in TOWERS)]:
-        if isinstance(patch, Mapping):
-            yield from _list_scopes(patch)
+def _read_everywhere(body: Mapping[Any, Any], key: str) -> list[Any]:
+    """Read the values of a key in a body, in its kinds of layer and in its towers."""
+    return [each[key] for each in (body, *(patch for _, patch, _ in list_patches(body))) if key in each]

@@ -20,7 +20,7 @@ from zoo.grammar.dialect import (
 )
 from zoo.grammar.interpolation import Scope, read_literal, settle, split_interpolation
 from zoo.grammar.keys import BASES, BOTH, KNOWN, TOWERS
-from zoo.grammar.patches import lay_patch
+from zoo.grammar.patches import lay_patch, list_patches
 from zoo.spec import Node, Spec
 
 
@@ -84,9 +84,7 @@ def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -
 
 def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
     """List the keys that a model's YAML states, also in its towers and in its kinds of layer."""
-    layers = body.get("layers")
-    patches = [*(layers.values() if isinstance(layers, Mapping) else ()), *(body.get(tower) for tower in TOWERS)]
-    return set(body).union(*(_list_stated(each) for each in patches if isinstance(each, Mapping)))
+    return set(body).union(*(patch for _, patch, _ in list_patches(body)))
 
 
 def _find_rest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,17 +15,7 @@ from zoo.spec import Node, Spec
 
 def to_dict(spec: Any) -> Any:
     """Write a Spec as plain YAML data, with every kind and every field. `from_dict` gives the same Spec back."""
-    if isinstance(spec, Spec):
-        return _name_kind(spec) | {field.name: to_dict(getattr(spec, field.name)) for field in spec.fields()}
-    if isinstance(spec, Mapping):
-        return {key: to_dict(value) for key, value in spec.items()}
-    if isinstance(spec, tuple | list):
-        return [to_dict(value) for value in spec]
-    return spec
-
-
-def _name_kind(spec: Spec) -> dict[str, Any]:
-    return {} if isinstance(spec, Node) else {"kind": spec.kind}
+    return _write(spec, lambda value, default: False)
 
 
 def to_essentials(spec: Spec) -> Any:
@@ -34,13 +24,19 @@ def to_essentials(spec: Spec) -> Any:
 
     Hashes are made of this: different Specs give different data, and a Spec's data stays the same when its class gains
     a field that is off by default."""
+    return _write(spec, _is_off)
+
+
+def _write(spec: Any, leaves_out: Callable[[object, object], bool]) -> Any:
+    """Write a Spec as plain data without the fields that `leaves_out` selects by value and default."""
     if isinstance(spec, Spec):
-        told = (field for field in spec.fields() if not _is_off(getattr(spec, field.name), field.default))
-        return _name_kind(spec) | {field.name: to_essentials(getattr(spec, field.name)) for field in told}
+        fields = ((field.name, getattr(spec, field.name), field.default) for field in spec.fields())
+        told = {name: _write(value, leaves_out) for name, value, default in fields if not leaves_out(value, default)}
+        return told if isinstance(spec, Node) else {"kind": spec.kind, **told}
     if isinstance(spec, Mapping):
-        return {key: to_essentials(value) for key, value in spec.items()}
+        return {key: _write(value, leaves_out) for key, value in spec.items()}
     if isinstance(spec, tuple | list):
-        return [to_essentials(value) for value in spec]
+        return [_write(value, leaves_out) for value in spec]
     return spec
 
 

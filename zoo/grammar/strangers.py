@@ -23,7 +23,8 @@ def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) ->
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
     strange = {str(key): value for key, value in root.node.items() if key not in whole}
-    if not _has_topology(root):  # whether the model has towers is unknown, and its kind has a fault already
+    kind = root.get("kind")
+    if not (kind is None or (isinstance(kind, str) and kind in Topology.kinds)):  # its kind has a fault already
         strange = {key: value for key, value in strange.items() if key not in BOTH | set(TOWERS)}
     faults = _describe_strangers("", strange, root.node, whole)
     for tower in towers:
@@ -39,11 +40,6 @@ def _describe_strangers(
     hints = dict.fromkeys(TOWERS, f"no such key of a model with one tower (kind: {EncoderDecoder.kind})")
     hints |= hint_keys(strange, root, prefix)
     return [f"{prefix}{key}: {hints.get(key) or f'no such key{did_you_mean(key, known)}'}" for key in strange]
-
-
-def _has_topology(root: Scope) -> bool:
-    kind = root.get("kind")
-    return kind is None or (isinstance(kind, str) and kind in Topology.kinds)
 
 
 def settle_faults(faults: Iterable[str], root: Scope) -> list[str]:
