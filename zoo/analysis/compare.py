@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from zoo.errors import did_you_mean, refuse
@@ -200,12 +201,7 @@ def _likeness(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, ...]:
 def pattern_text(names: Sequence[str]) -> str:
     """Write the shortest period of a pattern, equal neighbours together: `near*5, layer`."""
     length = next(n for n in range(1, len(names) + 1) if all(names[i] == names[i % n] for i in range(len(names))))
-    runs: list[list[Any]] = []
-    for name in names[:length]:
-        if runs and runs[-1][0] == name:
-            runs[-1][1] += 1
-        else:
-            runs.append([name, 1])
+    runs = ((name, len([*run])) for name, run in groupby(names[:length]))
     return ", ".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
 
 

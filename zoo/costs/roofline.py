@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from zoo.costs import flops
 from zoo.costs.hardware import Hardware, hardware, list_gpus
 from zoo.costs.operators import Chosen, Operator, mixtures, operators, reductions
-from zoo.costs.rows import CostTable, Priced, RouterRow, absorbs, generates, tabulate
+from zoo.costs.rows import CostTable, Priced, absorbs, generates, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
@@ -86,8 +86,11 @@ def _describe_decoding(
     """Give the figures that only decoding has: the batch from which arithmetic is the bound (`turnover`), the number of
     experts that are read, and for MLA the bound with expanded keys. With MLA both bounds get `core_flops` too."""
     found: dict[str, Any] = {"turnover_batch": turnover(parts, device.flops(setup.dtype), device.bandwidth)}
-    if experts := {name: _met(row, setup.batch) for name, row in mixtures(table)}:
-        found["experts"] = experts
+    experts = {
+        name: {"experts": row.experts, "read": Chosen(0, row.experts, row.expected).distinct(setup.batch)}
+        for name, row in mixtures(table)
+    }
+    found |= {"experts": experts} if experts else {}
     if any(absorbs(row.attention) for row in table.attentions if row.tower.causal):
         other = operators(table, setup, decode=True, expanded=True)
         found["expanded"] = _bound(other, setup.batch, setup, device)
@@ -177,10 +180,6 @@ def turnover(parts: Mapping[str, Operator], peak: float, bandwidth: float) -> in
 
     found = bisect_left(range(1, MOST + 1), True, key=computes) + 1
     return found if found <= MOST else None
-
-
-def _met(row: RouterRow, tokens: int) -> dict[str, Any]:
-    return {"experts": row.experts, "read": Chosen(0, row.experts, row.expected).distinct(tokens)}
 
 
 def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -> dict[str, Any]:

@@ -258,17 +258,10 @@ def _seen(look: Look) -> str:
     return f"earlier tokens{limit}" if look.chunk is None else "earlier tokens of its chunk"
 
 
-def _flops(row: PartRow) -> Any:
-    return row.part.flops
-
-
-def _no_routers(row: PartRow) -> Any:
-    return 0 if "router" in row.roles else row.part.flops
-
-
-def _inner(row: PartRow) -> Any:
-    return 0 if row.part.role == LOGITS else multiplied_by(row)
-
-
-COUNTED = {"exact": _flops, "hfu": _flops, "megatron": _no_routers, "palm": multiplied_by, "kaplan": _inner}
+COUNTED: dict[str, Callable[[PartRow], Any]] = {
+    **dict.fromkeys(MEASURED, lambda row: row.part.flops),
+    "megatron": lambda row: 0 if "router" in row.roles else row.part.flops,
+    "palm": multiplied_by,
+    "kaplan": lambda row: 0 if row.part.role == LOGITS else multiplied_by(row),
+}
 """The FLOPs or parameters of a part that each convention counts."""

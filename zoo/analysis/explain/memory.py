@@ -214,7 +214,8 @@ class Memory:
 
     def _train_peak(self, passes: Mapping[str, Section]) -> None:
         where = self.found["peak_at"]
-        plain = {name: section._replace(**_untraced(section)) for name, section in passes.items()}
+        # with plain numbers: a formula would name each tensor
+        plain = {name: Section(section.kept, *map(int, section[1:])) for name, section in passes.items()}
         pipeline = stages(self.spec, self.setup)
         held = functools.cache(lambda index: states(self.spec, self.setup, pipeline[index], self.tuned))
         marked = stages(self.marked, self.setup)
@@ -255,11 +256,6 @@ class Memory:
 
 def _label(name: str) -> str:
     return name.replace("layer:layer", "layer").replace("layer:", "")
-
-
-def _untraced(section: Section) -> dict[str, int]:
-    """Give the bytes of a section as plain numbers; a formula would name each tensor."""
-    return {name: int(size) for name, size in section._asdict().items() if name != "kept"}
 
 
 def _components(section: Section) -> Iterator[tuple[str, Term]]:

@@ -149,7 +149,8 @@ def _list_sizes(recipe: ComposedModel, most: float) -> Iterator[LadderSize]:
         if dims is None:
             continue
         if width < 512:
-            dims |= {key: _round(width * recipe.own[key] / recipe.own["d_model"]) for key in dims if _is_ffn(key)}
+            feeds = {key: width * recipe.own[key] / recipe.own["d_model"] for key in dims if key.endswith("d_ff")}
+            dims |= {key: max(round(size / FINE), 1) * FINE for key, size in feeds.items()}
         least = most
         for layers in _list_depths(recipe, width / aspect):
             size = _measure(recipe, dims | ({"n_layers": layers} if "n_layers" in dims else {}))
@@ -185,11 +186,3 @@ def _list_depths(recipe: ComposedModel, depth: float) -> Iterable[int]:
     if "d_model" not in recipe.solved:
         return range(least, 1000)
     return sorted({max(math.floor(depth), least), max(math.ceil(depth), least)})
-
-
-def _is_ffn(key: str) -> bool:
-    return key.split(".")[-1] == "d_ff"
-
-
-def _round(value: float) -> int:
-    return max(round(value / FINE), 1) * FINE

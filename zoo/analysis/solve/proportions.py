@@ -62,7 +62,8 @@ class ComposedModel:
         self.solved = [key for key in asked if key not in self.fixed]
         self.unread = self._unread()
         self.solved = [key for key in self.solved if key not in self.unread]
-        self.least_layers = max(_until_all_kinds(tower.pattern) for tower in spec.towers().values())
+        patterns = [tower.pattern for tower in spec.towers().values()]
+        self.least_layers = 1 + max(each.index(kind) for each in patterns for kind in set(each))  # has all kinds
         self._specs: dict[tuple[int, ...], Any] = {}
 
     def _unread(self) -> set[str]:
@@ -161,7 +162,3 @@ def _stated(cfg: Any) -> Dims:
     assert isinstance(raw, dict)
     visit({str(key): value for key, value in raw.items() if key != "about"}, "")
     return found
-
-
-def _until_all_kinds(pattern: tuple[str, ...]) -> int:
-    return max(pattern.index(kind) + 1 for kind in set(pattern))
