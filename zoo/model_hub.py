@@ -49,7 +49,8 @@ def locate(path: str | Path) -> Path:
     folder = download(name, *SETTINGS)
     if any((folder / each).is_file() for each in SETTINGS):
         return folder
-    files = [each.name for each in folder.glob(f"*{GGUF}")] or [each for each in list_files(name) if _is_gguf(each)]
+    files = [each.name for each in folder.glob(f"*{GGUF}")]
+    files = files or [each for each in list_files(name) if each.endswith(GGUF) and "/" not in each]
     if len(files) != 1:
         found = (
             f"has several GGUF files: {', '.join(sorted(files))}" if files else "has no config.json and no GGUF file"
@@ -75,10 +76,6 @@ def find_snapshot(name: str, revision: str | None) -> Path | None:
         return None
     file = try_to_load_from_cache(name, SETTINGS[0], revision=revision)
     return Path(file).parent if isinstance(file, str) else None
-
-
-def _is_gguf(file: str) -> bool:
-    return file.endswith(GGUF) and "/" not in file
 
 
 @functools.cache

@@ -119,7 +119,8 @@ class Composition:
         read it. Raises ConfigError for a faulty `body`."""
         faults: list[str] = []
         parsed = [part for each in self._parse(overrides, faults) for part in split_choice(each, self.root)]
-        choosing = [override for override in parsed if _may_choose(override, self.repo)]
+        # those that may choose an option of a group: the value is a text, or the key is a group's name
+        choosing = [o for o in parsed if isinstance(o.value(), str) or self.repo.group_exists(o.key_or_group)]
         base = self._find_base(choosing)
         values = [each for each in parsed if each not in choosing or format_override(each) in base.rest]
         cfg = copy.deepcopy(base.cfg)
@@ -260,11 +261,6 @@ def _note_router(body: dict[Any, Any] | None) -> list[str]:
     told = [f"{name} is {number}" for name, number in usual.items() if number is not None]
     also = [f"router: {' and '.join(told)}, as neither the model nor its router states it"] if told else []
     return [*([] if "router" in body else notes), *also]
-
-
-def _may_choose(override: Override, repo: Listed) -> bool:
-    """Whether an override may choose an option of a group: its value is a text, or its key is a group's name."""
-    return isinstance(override.value(), str) or repo.group_exists(override.key_or_group)
 
 
 def _apply(

@@ -16,7 +16,7 @@ from typing import Any
 
 from zoo.costs.sums import Amount
 from zoo.errors import ConfigError, name_options, refuse
-from zoo.paths import conf_dir, load_yaml, read_conf
+from zoo.paths import conf_dir, list_conf, load_yaml, read_conf
 
 RATES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
 """Dtypes that a file may give a rate for. `fp32` is without TF32, as is torch's default."""
@@ -135,7 +135,7 @@ def usable_bytes(memory: Amount) -> Amount:
 
 def list_gpus() -> list[str]:
     """List the packaged accelerators."""
-    return sorted(path.stem for path in (conf_dir() / "hardware").glob("*.yaml"))
+    return list_conf("hardware")
 
 
 def hardware(name: str) -> Hardware:
@@ -148,8 +148,7 @@ def hardware(name: str) -> Hardware:
     if not path.is_file():
         if path is own:
             raise ConfigError(f"gpu: no such file: {name}")
-        known = list_gpus()
-        raise ConfigError(f"gpu: unknown {name!r}{name_options(name.lower(), known)}")
+        raise ConfigError(f"gpu: unknown {name!r}{name_options(name.lower(), list_gpus())}")
     return _load(path, path.stat().st_mtime_ns)
 
 
@@ -162,7 +161,9 @@ def of_device(name: str) -> Hardware | None:
 @cache
 def _load(path: Path, _: int) -> Hardware:
     """Read a file, cached by its modification time."""
-    body = _add_sources(_read(path))
+    body = _read(path)
+    if isinstance(body, Mapping) and isinstance(body.get("sources"), Mapping):
+        body = {**body, "sources": {**body["sources"], **read_conf("sources")}}  # those that many files cite
     refuse(f"{path}: {fault}" for fault in _faults(body))
     return Hardware(
         name=path.stem,
@@ -172,13 +173,6 @@ def _load(path: Path, _: int) -> Hardware:
         sparse_factor=body["sparse_factor"],
         capability=tuple(body["capability"]["value"]) if body.get("capability") is not None else None,
     )
-
-
-def _add_sources(body: Any) -> Any:
-    """Add the sources in conf/sources.yaml to those that a file lists. Files of another form stay as they are."""
-    if not isinstance(body, Mapping) or not isinstance(body.get("sources"), Mapping):
-        return body
-    return {**body, "sources": {**body["sources"], **read_conf("sources")}}
 
 
 def _read(path: Path) -> Any:

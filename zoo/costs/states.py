@@ -285,9 +285,9 @@ def cast_bytes(pieces: Iterable[RankTensor], setup: Setup) -> int:
 
 
 def _dequantised_bytes(stage: Stage, setup: Setup, tuned: TunedModel) -> int:
-    """Count the bytes of the largest weight that is dequantised for a product, in the dtype of products."""
-    width = 4 if setup.precision == "fp32" else max(DTYPES[setup.dtype], 2)
-    return tuned.find_largest_held(stage.pieces) * width
+    """Count the bytes of the largest weight in bfloat16 or quantised: each product converts it to its own dtype."""
+    held = (each.params // each.copies for each in stage.pieces if tuned.apart.get(each.path))
+    return max(held, default=0) * (4 if setup.precision == "fp32" else max(DTYPES[setup.dtype], 2))
 
 
 class WholeUnits(NamedTuple):

@@ -97,10 +97,6 @@ class TunedModel(NamedTuple):
         kept = [each._replace(copies=each.copies - self.apart.get(each.path, 0)) for each in pieces]
         return [*(each for each in kept if each.copies), *self.adapters]
 
-    def find_largest_held(self, pieces: Collection[RankTensor]) -> int:
-        """Count the values of the largest weight in bfloat16 or quantised (`apart`); each product converts it anew."""
-        return max((each.params // each.copies for each in pieces if self.apart.get(each.path)), default=0)
-
     def trained(self, pieces: Collection[RankTensor]) -> list[RankTensor]:
         """Select the tensors that train, and add the adapters' tensors."""
         kept = pieces

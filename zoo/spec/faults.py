@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from zoo.errors import did_you_mean
-from zoo.paths import conf_dir
+from zoo.paths import conf_dir, list_conf
 from zoo.spec.foreign import hint_choice, open_options, translate_name
 from zoo.untrusted.printable import quote, shorten
 
@@ -56,7 +56,7 @@ def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]
 def list_choices(axis: type[Spec]) -> list[str]:
     """List the names of an axis's choices, as `zoo list --axis` does. They are the files in conf/, each of which
     presets a kind (`mha`, `rope_yarn`), or the kinds of an axis without files."""
-    return sorted(file.stem for file in (conf_dir() / axis.axis).glob("*.yaml")) or sorted(axis.kinds)
+    return list_conf(axis.axis) or sorted(axis.kinds)
 
 
 def _is_of_model(axis: type[Spec]) -> bool:
@@ -111,21 +111,16 @@ def describe_unknown_field(choice: type[Spec], name: str, value: object) -> Init
     if name in choice.moved:
         text = "{label}no such field any more ({now})"
         return {"type": _fault(text, label=_label(choice), now=choice.moved[name]), "loc": (name,), "input": None}
-    fields = choice.fields()
-    names = [field.name for field in fields]
+    names = [field.name for field in choice.fields()]
     if ours := translate_name(name, value, names) if _is_of_model(choice) else "":
         hint = f" ({ours})"
     elif not (hint := did_you_mean(name, names)):
-        names.sort(key=lambda name: not _is_required(choice, name))
+        optional = {f.name for f in choice.fields() if (f.default, f.default_factory) != (MISSING, MISSING)}
+        names.sort(key=optional.__contains__)
         listed = f"zoo list --axis {choice.axis} {choice.kind}" if _is_listed(choice) else ""
         hint = f" (it has: {list_options(names, listed, name)})"
     text = "{label}no such field{hint}"
     return {"type": _fault(text, label=_label(choice), hint=hint), "loc": (name,), "input": None}
-
-
-def _is_required(choice: type[Spec], name: str) -> bool:
-    field = next(field for field in choice.fields() if field.name == name)
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _label(choice: type[Spec]) -> str:
