@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import reduce
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +13,7 @@ from zoo.grammar.dialect import expand
 from zoo.grammar.hints import find_stated
 from zoo.grammar.interpolation import Scope, call_resolvers, find_unresolvable
 from zoo.grammar.keys import AXES, BASES, BOTH, DIMS, OWN, STRUCTURE
-from zoo.grammar.places import find_booleans, locate_faults, locate_key
+from zoo.grammar.places import locate_faults, look_up
 from zoo.grammar.strangers import find_strangers, settle_faults
 from zoo.grammar.towers import TowerNode, read_fields, split_towers
 from zoo.model.tower import Topology
@@ -40,15 +39,12 @@ def to_spec(node: DictConfig | dict[Any, Any], touched: Iterable[str] = ()) -> A
     touched = tuple(touched)
     problems += [_describe_idle(key, root) for key in touched if _idle(key, asked, read)]
     problems += [_describe_overruled(key, towers) for key in touched if _is_overruled(key, root, towers, read)]
-    tree, named = _join(root, trees), {tower.name: tower for tower in towers}
     try:
-        spec = Topology.parse(tree)
-        found = [(locate_key(path, named), value) for path, value in find_booleans(tree, spec)]
-        problems += [f"{key}: must be a number, found {value}" for key, value in found]
+        spec = Topology.parse(_join(root, trees))
         if not problems:
             return spec
     except ValidationError as error:
-        problems += locate_faults(error, named)
+        problems += locate_faults(error, {tower.name: tower for tower in towers})
     absent = [name for name in trees if name and name not in root.node]
     if absent and any("is missing" in each for each in problems):
         would = "what both towers have at the top level, what differs under encoder and decoder"
@@ -104,11 +100,7 @@ def _is_overruled(key: str, root: Scope, towers: Iterable[TowerNode], read: set[
     if not fields or fields == ["kind"] or axis not in read & BASES.keys() - OWN:
         return False
     scopes = [scope for tower in towers for scope in tower.scopes.values()]
-    return all(_look_up(scope.node, key) != _look_up(root.node, key) for scope in scopes)
-
-
-def _look_up(node: Any, key: str) -> Any:
-    return reduce(lambda each, name: each.get(name) if isinstance(each, Mapping) else None, key.split("."), node)
+    return all(look_up(scope.node, key) != look_up(root.node, key) for scope in scopes)
 
 
 def _describe_overruled(key: str, towers: Iterable[TowerNode]) -> str:
@@ -118,7 +110,7 @@ def _describe_overruled(key: str, towers: Iterable[TowerNode]) -> str:
         f"{tower.prefix}layers.{kind}.{key}"
         for tower in towers
         for kind, scope in tower.scopes.items()
-        if (choice := BASES[axis].kinds.get(str(_look_up(scope.node, f"{axis}.kind"))))
+        if (choice := BASES[axis].kinds.get(str(look_up(scope.node, f"{axis}.kind"))))
         and name in {field.name for field in choice.fields()}
     ]
     would = f"{', or '.join(places)}" if places else "leave it out"

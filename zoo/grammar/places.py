@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,27 +11,12 @@ from pydantic import ValidationError
 from zoo.grammar.interpolation import Scope, split_interpolation
 from zoo.grammar.pattern import get_kinds
 from zoo.grammar.towers import TowerNode
-from zoo.spec import Spec
 
 
 def locate_faults(error: ValidationError, towers: Mapping[str, TowerNode]) -> list[str]:
     """Write one line for each fault, at the key that the user has to change."""
     found = ((locate_key(item["loc"], towers), item["msg"]) for item in error.errors(include_url=False))
     return [f"kind: {text[5:]}" if key == "model" and text[:6] == "kind '" else f"{key}: {text}" for key, text in found]
-
-
-def find_booleans(tree: object, spec: Spec, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], bool]]:
-    """Yield the path of each boolean that a Spec took as a number: pydantic reads `n_heads: true` as 1."""
-    if isinstance(tree, bool) and not isinstance(spec, bool):
-        yield path, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            inner = spec.get(key) if isinstance(spec, Mapping) else getattr(spec, key, None)
-            if inner is not None:
-                yield from find_booleans(value, inner, (*path, key))
-    elif isinstance(tree, list | tuple) and isinstance(spec, list | tuple) and not set(map(type, tree)) <= {str, int}:
-        for index, (value, inner) in enumerate(zip(tree, spec, strict=False)):
-            yield from find_booleans(value, inner, (*path, index))
 
 
 def locate_key(loc: Iterable[Any], towers: Mapping[str, TowerNode]) -> str:
@@ -45,19 +31,17 @@ def _locate(path: list[str], tower: TowerNode) -> str:
     where = ".".join(path) or tower.name
     if path[:1] == ["blocks"] and len(path) > 1:
         where = _follow(tower.scopes[path[1]], ["block", *path[2:]])
-        if _states(get_kinds(tower.root).get(path[1]), where):
+        if look_up(get_kinds(tower.root).get(path[1]), where) is not None:
             where = f"layers.{path[1]}.{where}"
     elif path:
         where = _follow(tower.root, path)
-    own = tower.name and where and _states(tower.patch, where)
+    own = tower.name and where and look_up(tower.patch, where) is not None
     return f"{tower.prefix if own else ''}{where or 'model'}"
 
 
-def _states(node: Any, place: str) -> bool:
-    """Tell whether a patch states a value at a dotted key."""
-    for step in place.split("."):
-        node = node.get(step) if isinstance(node, Mapping) else None
-    return node is not None
+def look_up(node: Any, place: str) -> Any:
+    """Read the value at a dotted key; None if there is none."""
+    return reduce(lambda each, name: each.get(name) if isinstance(each, Mapping) else None, place.split("."), node)
 
 
 def _follow(scope: Scope, path: list[str]) -> str:

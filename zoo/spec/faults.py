@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,10 @@ def _fault(template: str, /, **values: Any) -> PydanticCustomError:
     return PydanticCustomError("zoo", template, values)  # type: ignore[arg-type]
 
 
+def _fault_at(loc: tuple[int | str, ...], template: str, /, **values: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=_fault(template, **values), loc=loc, input=None)
+
+
 def _show(value: object) -> str:
     return quote(value) if isinstance(value, int) else shorten(repr(value))
 
@@ -49,8 +54,9 @@ def make_refusal(axis: type[Spec], fault: PydanticCustomError) -> ValidationErro
 
 def make_refusals(axis: type[Spec], found: Iterable[tuple[tuple[str, ...], str]]) -> ValidationError:
     """Make the error for fields within a node, each with its path and a line about it."""
-    lines = [InitErrorDetails(type=_fault("{text}", text=text), loc=path, input=None) for path, text in found]
-    return ValidationError.from_exception_data(axis.axis, lines)
+    return ValidationError.from_exception_data(
+        axis.axis, [_fault_at(path, "{text}", text=text) for path, text in found]
+    )
 
 
 def list_choices(axis: type[Spec]) -> list[str]:
@@ -109,8 +115,7 @@ def describe_unknown_field(choice: type[Spec], name: str, value: object) -> Init
     """Describe a field that a choice does not have. The hint is Zoo's name for another library's field, else the
     nearest field, else the first fields, required ones before the others."""
     if name in choice.moved:
-        text = "{label}no such field any more ({now})"
-        return {"type": _fault(text, label=_label(choice), now=choice.moved[name]), "loc": (name,), "input": None}
+        return _fault_at((name,), "{label}no such field any more ({now})", label=_label(choice), now=choice.moved[name])
     names = [field.name for field in choice.fields()]
     if ours := translate_name(name, value, names) if _is_of_model(choice) else "":
         hint = f" ({ours})"
@@ -119,8 +124,7 @@ def describe_unknown_field(choice: type[Spec], name: str, value: object) -> Init
         names.sort(key=optional.__contains__)
         listed = f"zoo list --axis {choice.axis} {choice.kind}" if _is_listed(choice) else ""
         hint = f" (it has: {list_options(names, listed, name)})"
-    text = "{label}no such field{hint}"
-    return {"type": _fault(text, label=_label(choice), hint=hint), "loc": (name,), "input": None}
+    return _fault_at((name,), "{label}no such field{hint}", label=_label(choice), hint=hint)
 
 
 def _label(choice: type[Spec]) -> str:
@@ -136,22 +140,26 @@ def _is_node(choice: type[Spec]) -> bool:
     return choice.kind == choice.axis != ""
 
 
-def find_booleans_as_numbers(
-    choice: type[Spec], fields: Mapping[str, Any], error: ValidationError
-) -> list[InitErrorDetails]:
-    """Find fields set to true or false that pydantic read as 1 or 0, if the component then refused these numbers.
-
-    Example: with `n_heads: true` and `n_kv_heads: 2` the fault is the boolean, not that 1 is no multiple of 2.
-    """
-    if any(item["loc"] for item in error.errors(include_url=False)):  # a field failed: the component was not checked
-        return []
-    takes_bool = {field.name for field in choice.fields() if "bool" in str(field.type)}
-    names = {field.name for field in choice.fields()} - takes_bool
+def find_booleans_as_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
+    """Find true and false in fields of numbers, also in lists of them: pydantic would read them as 1 and 0."""
     return [
-        {"type": _fault("must be a number, found {value}", value=str(value)), "loc": (name,), "input": None}
-        for name, value in fields.items()
-        if isinstance(value, bool) and name in names
+        _fault_at(at, "must be a number, found {value}", value=str(each))
+        for field in choice.fields()
+        if _takes_numbers(str(field.type))
+        for at, each in _find_booleans(fields.get(field.name), (field.name,))
     ]
+
+
+@functools.cache
+def _takes_numbers(annotation: str) -> bool:
+    return re.search(r"Int\b|\bint\b|Float\b|\bfloat\b", annotation) is not None and "bool" not in annotation
+
+
+def _find_booleans(value: object, path: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], bool]]:
+    if isinstance(value, bool):
+        yield path, value
+    for at, each in enumerate(value) if isinstance(value, list | tuple) else ():
+        yield from _find_booleans(each, (*path, at))
 
 
 def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
@@ -159,11 +167,7 @@ def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[In
     and must stay finite. In a field of whole numbers a float such as `1e17` counts too."""
     whole = {field.name for field in choice.fields() if re.search(r"Int\b|\bint\b", str(field.type))}
     return [
-        {
-            "type": _fault("is {value} (at most {most})", value=quote(each), most=f"{LARGEST:,}"),
-            "loc": (name,),
-            "input": None,
-        }
+        _fault_at((name,), "is {value} (at most {most})", value=quote(each), most=f"{LARGEST:,}")
         for name, value in fields.items()
         for each in (value if isinstance(value, list | tuple) else (value,))
         if isinstance(each, int | float if name in whole else int) and not -LARGEST <= each <= LARGEST
@@ -171,7 +175,7 @@ def find_large_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[In
 
 
 def describe_item(choice: type[Spec], item: Any) -> InitErrorDetails:
-    return {"type": _fault("{text}", text=_message(choice, item)), "loc": item["loc"], "input": None}
+    return _fault_at(item["loc"], "{text}", text=_message(choice, item))
 
 
 def _message(choice: type[Spec], item: Any) -> str:

@@ -119,16 +119,19 @@ class Spec:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
         details = [describe_unknown_field(choice, name, fields[name]) for name in fields if name not in names]
+        wrong = find_booleans_as_numbers(choice, fields)
         if large := find_large_numbers(choice, fields):
-            raise ValidationError.from_exception_data(choice.kind, [*details, *large])
+            raise ValidationError.from_exception_data(choice.kind, [*details, *wrong, *large])
+        items = []
         try:
             spec = choice(**{name: value for name, value in fields.items() if name in names})
-            if not details:
+            if not (details or wrong):
                 return spec
         except ValidationError as error:
-            found = find_booleans_as_numbers(choice, fields, error)
-            items = [item for item in error.errors(include_url=False) if item["loc"] or not details]
-            details += found or [describe_item(choice, item) for item in items]
+            items = [item for item in error.errors(include_url=False) if item["loc"] or not (details or wrong)]
+        refused = {item["loc"][:1] for item in items}
+        details += [describe_item(choice, item) for item in items]
+        details += [each for each in wrong if each.get("loc", ())[:1] not in refused]
         raise ValidationError.from_exception_data(choice.kind, details)
 
     def parts(self, d_model: int) -> Mapping[str, Part | Spec | Sized | Group | Stack]:
