@@ -183,17 +183,11 @@ def state_bytes(block: Block, setup: Setup, context: int) -> int:
         held = block.attention.count_loose(context)  # type: ignore[attr-defined]
         held *= DTYPES[setup.cached]
         others = {name: shape for name, shape in others.items() if name not in block.attention.state()}
+    width = DTYPES[setup.dtype]
+    widths = {"ngram": 8, "ngram_conv": width, "conv": width, f"{SECOND}conv": width}  # 8 bytes an id; others float32
     for name, shape in others.items():
-        if name == "routed":
-            continue
-        if setup.engine == "paged":
-            held += math.prod(shape) * DTYPES[setup.dtype]
-        elif name == "ngram":
-            held += math.prod(shape) * 8  # ids
-        elif name == "ngram_conv":
-            held += math.prod(shape) * DTYPES[setup.dtype]
-        elif name.removeprefix(SECOND) == "conv":
-            held += (shape[0] + 1) * math.prod(shape[1:]) * DTYPES[setup.dtype]
-        else:
-            held += math.prod(shape) * STATE_BYTES
+        if setup.engine == "hf" and name.removeprefix(SECOND) == "conv":
+            shape = (shape[0] + 1, *shape[1:])  # an input more than it needs
+        values = 0 if name == "routed" else math.prod(shape)
+        held += values * (width if setup.engine == "paged" else widths.get(name, STATE_BYTES))
     return held

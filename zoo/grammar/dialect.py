@@ -180,8 +180,11 @@ def _expand(node: object, base: type[Spec], around: object, scope: Mapping[Any, 
     patch."""
     if issubclass(base, Node):
         return _expand_node(node, base, around, scope)
-    if isinstance(node, bool):
-        return _expand_usual(base, scope) if node else None
+    if node is False:
+        return None
+    if node is True:
+        usual = find_usual(base)
+        return usual if "${" in usual else _expand({"kind": usual}, base, None, scope)
     if isinstance(node, str):
         return _expand_fields(read_choice(base, node), base, None, scope) if knows(base, node) else node
     if not isinstance(node, Mapping):
@@ -260,12 +263,6 @@ def find_usual(base: type[Spec]) -> str:
     if base.axis in BASES and BASES[base.axis] is base:
         return f"${{up:{base.axis}}}"
     return base.default or next(iter(base.kinds))
-
-
-def _expand_usual(base: type[Spec], scope: Mapping[Any, Any]) -> Any:
-    """Expand `true`: the usual choice of the axis."""
-    usual = find_usual(base)
-    return usual if "${" in usual else _expand({"kind": usual}, base, None, scope)
 
 
 def is_slot(key: str) -> bool:

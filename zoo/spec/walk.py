@@ -1,14 +1,7 @@
-"""Walk a Spec. These functions are the only readers of `parts()`:
+"""Walk a Spec. These functions are the only readers of `parts()`; docs/design.md says which to use for what.
 
-- `rows`: every component and every part once, top to bottom, layers of a kind together, with roles and counts. Prices
-  are sums over these rows (`zoo.costs.rows`).
-- `walk`: the rows that are parts, for counting and listing weights by kind of layer. Does not grow with depth.
-- `components`: each component's path and uses in a pass, for reading components' fields (which positions, which kinds).
-- `tensors`: every tensor layer by layer, under its name in `state_dict`, for loading and saving. Grows with depth.
-- `placed_tensors`: the same, each with its SpecRow, for readers of roles (initial values, say). Grows with depth.
-- `table`: name and shape of every tensor, for comparing with a file or a built model.
-
-A tied part names the weight that it reads (`Tied.to`): `owner_of` finds it.
+`rows`, `walk` and `components` visit the layers of a kind once, however many there are. `tensors`, `placed_tensors` and
+`table` go layer by layer.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo import grammar
+from zoo.analysis.compare import flatten
 from zoo.compose.targets import compose_model, spec_of_composed
 from zoo.errors import ConfigError
 from zoo.model.tower import Tower
@@ -149,16 +150,6 @@ def truncate_layers(spec: Any, layers: int) -> Any:
 
 def _stated(cfg: Any) -> Dims:
     """List every integer in the model's file by its dotted key."""
-    found: Dims = {}
-
-    def visit(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                visit(value, f"{prefix}{key}.")
-            elif isinstance(value, int) and not isinstance(value, bool):
-                found[f"{prefix}{key}"] = value
-
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
-    visit({str(key): value for key, value in raw.items() if key != "about"}, "")
-    return found
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    leaves = flatten({key: value for key, value in raw.items() if key != "about"})
+    return {key: leaf for key, leaf in leaves.items() if isinstance(leaf, int) and not isinstance(leaf, bool)}
