@@ -357,15 +357,15 @@ def to_plain_yaml(cfg: DictConfig, left: Collection[str] = ()) -> str:
     )
 
 
-def spec_of_composed(composed: Composed, root: str = "") -> Decoder:
+def spec_of_composed(composed: Composed) -> Decoder:
     """Read the Spec of a composed config. Raises ConfigError with the faults of overrides and grammar together."""
     from zoo import grammar
 
     faults, spec = list(composed.faults), None
     try:
-        spec = grammar.to_spec(composed.cfg[root] if root else composed.cfg, composed.touched)
+        spec = grammar.to_spec(composed.cfg, composed.touched)
     except ConfigError as error:
-        faults += [f"{root}.{fault}" if root else fault for fault in error.faults]
+        faults += error.faults
     if faults:
         raise ConfigError(*locate_faults(dict.fromkeys(faults), composed.sources, composed.typed))
     assert spec is not None

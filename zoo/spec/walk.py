@@ -50,16 +50,16 @@ def _descend(at: SpecRow, found: list[SpecRow]) -> None:
             found.append(SpecRow(prefix + name, at.component, child, at.d_model, *how))
 
 
-def walk(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[SpecRow, Part]]:
+def walk(spec: Spec, d_model: int) -> Iterator[tuple[SpecRow, Part]]:
     """Yield every part below `spec`, with its row."""
-    for row in rows(spec, d_model, path):
+    for row in rows(spec, d_model):
         if row.part is not None:
             yield row, row.part
 
 
-def components(spec: Spec, d_model: int, path: str = "") -> Iterator[tuple[str, Spec, int]]:
+def components(spec: Spec, d_model: int) -> Iterator[tuple[str, Spec, int]]:
     """Yield every component from `spec` down, with its path and how often one pass goes through it."""
-    for row in rows(spec, d_model, path):
+    for row in rows(spec, d_model):
         if row.part is None:
             yield row.path, row.component, row.used
 

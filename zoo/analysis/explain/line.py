@@ -20,6 +20,7 @@ CITATION = re.compile(
 """Matches a citation in a docstring: `Ainslie et al., 2023`, `Gu and Dao, 2023` or `DeepSeek-V3.2, 2025`."""
 
 NUMBER = re.compile(r"−?[\d.]+(e[+-]?\d+)?")
+WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _list_credits(attention: GQA) -> list[str]:
     return [heads] if attention.window is None else [heads, "window, Beltagy et al., 2020"]
 
 
-def format_explanation(rows: Iterable[Mapping[str, Any]], width: int = 80) -> str:
-    """Format an explanation as text no wider than `width`."""
+def format_explanation(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format an explanation as text no wider than WIDTH."""
     written, section = [], None
     for row in rows:
         if row["section"] != section:
@@ -111,19 +112,19 @@ def format_explanation(rows: Iterable[Mapping[str, Any]], width: int = 80) -> st
             written += ["", section] if written else [section]
         result = f"{row['result']:,}" if isinstance(row["result"], int) else f"{row['result']:,.6g}"
         source = f"  [{row['source']}]" if row["source"] else ""
-        written += _wrapped(f"{row['name']}: {result} {row['unit']}{source}".rstrip(), 2, width)
+        written += _wrapped(f"{row['name']}: {result} {row['unit']}{source}".rstrip(), 2)
         if row["formula"] != row["values"]:
-            written += _wrapped(f"= {row['formula']}", 6, width)
+            written += _wrapped(f"= {row['formula']}", 6)
         if not NUMBER.fullmatch(row["values"]):
-            written += _wrapped(f"= {row['values']}", 6, width)
+            written += _wrapped(f"= {row['values']}", 6)
     return "\n".join(written)
 
 
-def _wrapped(text: str, indent: int, width: int) -> list[str]:
+def _wrapped(text: str, indent: int) -> list[str]:
     """Wrap a text; all lines but the first are indented by two more."""
     return textwrap.wrap(
         text,
-        width,
+        WIDTH,
         initial_indent=" " * indent,
         subsequent_indent=" " * (indent + 2),
         break_on_hyphens=False,

@@ -79,16 +79,16 @@ class ParabolaBias:
     exponent: float | None
 
 
-def fit_isoflop(points: LossPoints, tolerance: float = TOLERANCE, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
+def fit_isoflop(points: LossPoints, bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
     """Fit a parabola in log N to each budget's losses, and a power law to the minima. Repeat both `bootstrap` times on
     losses with resampled residuals.
 
     Raises ConfigError if fewer than two budgets have a parabola with a minimum within the range of sizes.
     """
-    groups = group_budgets(points, tolerance)
+    groups = group_budgets(points)
     if len(groups) < LEAST_BUDGETS:
         raise ConfigError(
-            f"points: {len(groups)} budgets of FLOPs have {LEAST_SIZES} sizes within {tolerance:.0%} of one another "
+            f"points: {len(groups)} budgets of FLOPs have {LEAST_SIZES} sizes within {TOLERANCE:.0%} of one another "
             f"({LEAST_BUDGETS} at least; --approach 3 needs none)"
         )
     budgets = tuple(FlopBudget(flops, each, find_minimum(each.params, each.loss)) for flops, each in groups)
@@ -102,13 +102,13 @@ def fit_isoflop(points: LossPoints, tolerance: float = TOLERANCE, bootstrap: int
     return IsoFlop(budgets, *power, tuple(_resample(budgets, bootstrap, seed)))
 
 
-def group_budgets(points: LossPoints, tolerance: float = TOLERANCE) -> list[tuple[float, LossPoints]]:
+def group_budgets(points: LossPoints) -> list[tuple[float, LossPoints]]:
     """Group points of about equal FLOPs: give the geometric mean of each group's FLOPs, and its points. Groups with
     fewer than 3 sizes are dropped."""
     rows = sorted(points.rows(), key=lambda row: row[0] * row[1])
     groups: list[list[tuple[float, float, float]]] = []
     for row in rows:
-        if groups and row[0] * row[1] <= groups[-1][0][0] * groups[-1][0][1] * (1 + tolerance):
+        if groups and row[0] * row[1] <= groups[-1][0][0] * groups[-1][0][1] * (1 + TOLERANCE):
             groups[-1].append(row)
         else:
             groups.append([row])

@@ -125,9 +125,9 @@ class MeanDifference:
         half = self.half_width(level)
         return self.difference - half, self.difference + half
 
-    def p_value(self, shift: float = 0.0) -> float:
-        """Give the two-sided p-value of the hypothesis that the true difference is `shift`."""
-        return self._find_level(abs(self.difference - shift))
+    def p_value(self) -> float:
+        """Give the two-sided p-value of the hypothesis that there is no difference."""
+        return self._find_level(abs(self.difference))
 
     def p_equivalent(self, margin: float) -> float:
         """Give the p-value of equivalence within ±`margin`: the larger of two one-sided tests (Schuirmann, 1987)."""

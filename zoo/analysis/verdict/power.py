@@ -83,23 +83,23 @@ def find_smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> 
     return high
 
 
-def count_seeds(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
-    """Count the pairs at which a difference of this mean and standard deviation (`spread`) is significant with this
-    power; None for MOST or more, and for a difference of 0."""
+def count_seeds(difference: float, spread: float, level: float = LEVEL) -> int | None:
+    """Count the pairs at which a difference of this mean and standard deviation (`spread`) is significant with
+    power POWER; None for MOST or more, and for a difference of 0."""
     if difference == 0:
         return None
     effect = abs(difference) / spread if spread else WIDEST
-    shift = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    shift = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(POWER)
     least = (shift / effect) ** 2  # as if the deviation were known
     if least > NORMAL:
         return math.ceil(least) if least < MOST else None
-    return next((n for n in range(max(2, math.floor(least)), MOST) if compute_power(effect, n, level) >= power), None)
+    return next((n for n in range(max(2, math.floor(least)), MOST) if compute_power(effect, n, level) >= POWER), None)
 
 
-def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int | None:
-    """Count the runs of each of two unpaired arms at which a difference is significant with this power, as if the
+def count_seeds_per_arm(difference: float, spread: float, level: float = LEVEL) -> int | None:
+    """Count the runs of each of two unpaired arms at which a difference is significant with power POWER, as if the
     deviation of a run (`spread`) were known; None for MOST or more, and for a difference of 0."""
-    wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(power)
+    wanted = NormalDist().inv_cdf(1 - level / 2) + NormalDist().inv_cdf(POWER)
     if difference == 0:
         return None
     n = max(2, math.ceil(2 * (wanted * spread / difference) ** 2))

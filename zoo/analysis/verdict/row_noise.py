@@ -20,14 +20,14 @@ Piece = tuple[float, int]
 """The nats of a piece of the validation split, and its number of targets."""
 
 
-def bootstrap_rows(pairs: Sequence[tuple[Sequence[Piece], Sequence[Piece]]], seed: int = 0) -> float | None:
+def bootstrap_rows(pairs: Sequence[tuple[Sequence[Piece], Sequence[Piece]]]) -> float | None:
     """Give the standard error over rows of the mean difference between two arms, in nats a target, from the pieces of
     each pair of runs. None for fewer than FEWEST pieces, and if the runs did not read the same rows."""
     targets = {tuple(count for _, count in pieces) for pair in pairs for pieces in pair}
     if len(targets) != 1 or len(counts := next(iter(targets))) < FEWEST:
         return None
     apart = [sum(own[at][0] - other[at][0] for own, other in pairs) / len(pairs) for at in range(len(counts))]
-    drawn, found, places = random.Random(seed), [], range(len(counts))
+    drawn, found, places = random.Random(0), [], range(len(counts))
     for _ in range(RESAMPLES):
         chosen = drawn.choices(places, k=len(counts))
         found.append(sum(apart[at] for at in chosen) / sum(counts[at] for at in chosen))

@@ -23,13 +23,13 @@ POINTS = 240
 NORMAL = NormalDist()
 
 
-def spend(share: float, level: float = LEVEL) -> float:
-    """Give the part of the two-sided `level` that may be spent after a share (0 to 1) of all seeds."""
-    return 4 - 4 * NORMAL.cdf(NORMAL.inv_cdf(1 - level / 4) / math.sqrt(share))
+def spend(share: float) -> float:
+    """Give the part of the two-sided LEVEL that may be spent after a share (0 to 1) of all seeds."""
+    return 4 - 4 * NORMAL.cdf(NORMAL.inv_cdf(1 - LEVEL / 4) / math.sqrt(share))
 
 
 @functools.lru_cache(64)
-def find_look_levels(looks: tuple[int, ...], level: float = LEVEL) -> tuple[float, ...]:
+def find_look_levels(looks: tuple[int, ...]) -> tuple[float, ...]:
     """Find the two-sided significance level of each look, given the numbers of seeds at which the looks are taken, in
     increasing order. One look has the whole level."""
     places: Sequence[float] = (0.0,)
@@ -38,10 +38,10 @@ def find_look_levels(looks: tuple[int, ...], level: float = LEVEL) -> tuple[floa
     for look in looks:
         share = look / looks[-1]
         sigma = math.sqrt(share - before)
-        bound = _find_bound(places, masses, sigma, spend(share, level) - spent)
+        bound = _find_bound(places, masses, sigma, spend(share) - spent)
         levels.append(2 * NORMAL.cdf(-bound / math.sqrt(share)))
         places, masses = _advance(places, masses, sigma, bound)
-        spent, before = spend(share, level), share
+        spent, before = spend(share), share
     return tuple(levels)
 
 
