@@ -8,9 +8,10 @@ from typing import Any
 
 from zoo.analysis.solve.bisection import find_reach
 from zoo.costs.advice import CHUNKED, PARTS, list_addends
+from zoo.costs.flops import count_flops
 from zoo.costs.generating import generating
 from zoo.costs.hardware import RUNTIME, USABLE
-from zoo.costs.price import price
+from zoo.costs.memory import training
 from zoo.costs.rows import Priced
 from zoo.costs.setup import Setup
 from zoo.costs.shadow.tape import UnknownOperation
@@ -68,7 +69,9 @@ def price_memory(spec: Priced, setup: Setup, *, train: bool = False, prefill: bo
 
 
 def _training(spec: Priced, setup: Setup) -> dict[str, Any]:
-    memory = price(spec, dataclasses.replace(setup, gpu=None))["memory"]  # with a GPU, a roofline would be computed too
+    if setup.document is not None:
+        count_flops(spec, setup.tokens(spec), documents=setup.documents(spec))  # refuses a model that packs none
+    memory = training(spec, setup)
     if "train_peak" not in memory:
         raise ConfigError(f"train: its peak is not known, {memory['activations_unknown']} (without --train would do)")
     return memory
