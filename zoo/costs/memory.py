@@ -77,13 +77,7 @@ def _note_bias(spec: Priced, setup: Setup, peak: int) -> str | None:
 
 
 KEPT = ("weights", "gradients", "optimizer", "master", "step")
-"""Figures that depend on the parameters only: they need no traced pass."""
-
-
-def without_passes(spec: Priced, setup: Setup) -> dict[str, int]:
-    """Give the figures of `training` that depend on the parameters only (KEPT). Raises ConfigError as `memory` does."""
-    held = states(spec, setup)
-    return {name: round(held[name]) for name in KEPT}
+"""Figures that depend on the parameters only: `states` has them without a traced pass."""
 
 
 def training(spec: Priced, setup: Setup, *, fused: bool = True) -> dict[str, Any]:

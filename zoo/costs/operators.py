@@ -183,14 +183,3 @@ def mixtures(spec: Priced | CostTable) -> Iterator[tuple[str, RouterRow]]:
     """List every router of the causal towers, each after the name of its operator."""
     table = tabulate(spec)
     return ((operator_name(row), row) for row in table.routers if table.towers[row.where].causal)
-
-
-def reductions(spec: Priced, context: int, *, decode: bool) -> int:
-    """Count the vectors of a sequence that tensor parallelism all-reduces in a pass, by `Block.reductions`."""
-    summed = 0
-    for tower in spec.towers().values():
-        what = span(tower, spec, context, decode)
-        if what is not None:
-            layers = sum(block.reductions * count_kinds(tower.pattern)[kind] for kind, block in tower.blocks.items())
-            summed += layers * what.new
-    return summed

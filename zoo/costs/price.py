@@ -42,11 +42,12 @@ def price(
             counted |= count_partial(tuned, setup.tokens(spec), setup.convention, setup.recompute, documents)
         figures = {"params": figures["params"], "trained": count_trained(spec, setup, tuned), **figures}
     if whole or "memory" in asked:
-        from zoo.costs.memory import KEPT, memory, without_passes
+        from zoo.costs.memory import KEPT, memory
+        from zoo.costs.states import states
 
-        inner = [path.removeprefix("memory.") for path in parts or () if path.startswith("memory")]
-        cheap = not whole and all(name in KEPT for name in inner)
-        figures["memory"] = without_passes(spec, setup) if cheap else memory(spec, setup)
+        inner = {path.removeprefix("memory.") for path in parts or () if path.startswith("memory")}
+        held = states(spec, setup) if not whole and inner <= set(KEPT) else None
+        figures["memory"] = {name: round(held[name]) for name in KEPT} if held else memory(spec, setup)
     return figures | _combine(table, setup, figures) if whole else figures
 
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 from zoo.costs import flops
 from zoo.costs.hardware import Hardware, hardware, list_gpus
-from zoo.costs.operators import Chosen, Operator, mixtures, operators, reductions
+from zoo.costs.operators import Chosen, Operator, mixtures, operators, span
 from zoo.costs.rows import CostTable, Priced, absorbs, generates, tabulate
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount, Note, keep_value, take_larger
 from zoo.errors import ConfigError
+from zoo.spec.parts import count_kinds
 
 BOUND = "upper bound: peak rate and bandwidth, nothing else taking time; real code is slower"
 
@@ -186,8 +187,12 @@ def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -
     """Count the bytes that a GPU sends in a pass, 2·(t − 1)/t of each all-reduced vector (a ring: Patarasuk and Yuan,
     2009), and the seconds of sending them. No other figure includes these seconds, because sending may overlap with
     arithmetic."""
-    summed = reductions(spec, setup.tokens(spec), decode=decode) * setup.batch
-    sent = 2 * (setup.tp - 1) / setup.tp * summed * spec.d_model * DTYPES[setup.dtype]
+    summed = 0  # vectors of a sequence
+    for tower in spec.towers().values():
+        if (what := span(tower, spec, setup.tokens(spec), decode)) is not None:
+            layers = sum(block.reductions * count_kinds(tower.pattern)[kind] for kind, block in tower.blocks.items())
+            summed += layers * what.new
+    sent = 2 * (setup.tp - 1) / setup.tp * summed * setup.batch * spec.d_model * DTYPES[setup.dtype]
     found: dict[str, Any] = {"bytes": round(sent), "link": device.link_name}
     if device.link:
         found["seconds"] = sent / device.link

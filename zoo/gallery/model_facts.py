@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from zoo.analysis.compare import flatten, pattern_text
-from zoo.analysis.explain import look_up_figure
 from zoo.analysis.explain.cache import list_cache_lines
 from zoo.analysis.explain.parameters import list_parameter_lines
 from zoo.analysis.explain.terms import trace_spec
@@ -200,7 +199,7 @@ def list_published(model: str, spec: Any) -> list[dict[str, Any]]:
 def _face(spec: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     """Pair a published figure with Zoo's; for a cache also with that of a paged engine."""
     if "figure" in row:
-        ours = look_up_figure(price(spec, parts=[row["figure"]]), row["figure"])
+        ours = flatten(price(spec, parts=[row["figure"]]))[row["figure"]]
         return {"figure": row["figure"], "theirs": row["theirs"], "ours": ours, "unit": ""}
     context = row["context"]
     ours, paged = (kv_cache(spec, Setup(context=context, engine=engine))["bytes"] for engine in ("ideal", "paged"))

@@ -50,7 +50,9 @@ class TowerNode:
         """Read the tower as plain data, and the names that its components look up. Adds to `problems` the axes with an
         unknown kind, the faulty fields of axes that no layer reads, and the keys of layer patches that their layers do
         not read."""
-        problems += self._find_unknown_kinds()
+        # axes that no layer reads are checked too: a model may state them for swaps
+        faults = ((axis, _describe_node(self.root, axis)) for axis in BASES)
+        problems += [f"{self.prefix if axis in self.patch else ''}{axis}: {fault}" for axis, fault in faults if fault]
         tree = read_fields(self.root, OWN)
         for part in ("embedding", "head"):
             inner = tree.setdefault(part, {})
@@ -81,11 +83,6 @@ class TowerNode:
             for key in (patch if isinstance(patch, dict) else ())
             if key not in read[kind] and key != "block"
         ]
-
-    def _find_unknown_kinds(self) -> list[str]:
-        """List the axes with an unknown kind, axes that no layer reads included: a model may state them for swaps."""
-        found = ((axis, _describe_node(self.root, axis)) for axis in BASES)
-        return [f"{self.prefix if axis in self.patch else ''}{axis}: {fault}" for axis, fault in found if fault]
 
     def _find_idle_faults(self, read: set[str]) -> list[str]:
         """List the faults in stated fields of axes that no layer reads. The model's Spec, which does not contain these

@@ -13,7 +13,8 @@ import pytest
 
 from support import tiny_models
 from support.packaged_specs import load, one_in
-from zoo.analysis.explain import explain, format_explanation, look_up_figure
+from zoo.analysis.compare import flatten
+from zoo.analysis.explain import explain, format_explanation
 from zoo.analysis.explain.terms import (
     Number,
     Traced,
@@ -107,7 +108,7 @@ def check(spec: Any, setup: Setup, figures: Any = None) -> list[dict[str, Any]]:
     for row in rows:
         assert worked_out(row["values"]) == pytest.approx(row["result"], rel=1e-9), row  # floats print 12 digits
         if row["figure"]:
-            assert row["result"] == pytest.approx(look_up_figure(figures, row["figure"]), rel=1e-12), row
+            assert row["result"] == pytest.approx(flatten(figures)[row["figure"]], rel=1e-12), row
     numbers = leaves(
         {key: figures[key] for key in ("params", "flops", "kv_cache", "memory", "roofline") if key in figures}
     )

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from zoo.analysis.compare import flatten
 from zoo.analysis.explain.cache import list_cache_lines
 from zoo.analysis.explain.flops import Flops
-from zoo.analysis.explain.line import Line, format_explanation
+from zoo.analysis.explain.line import format_explanation
 from zoo.analysis.explain.memory import Memory
 from zoo.analysis.explain.parameters import list_parameter_lines
 from zoo.analysis.explain.roofline import Roofline
@@ -45,28 +46,9 @@ def explain(spec: Priced, setup: Setup | None = None, figures: Mapping[str, Any]
     lines += [*Flops(table, setup, tuned).lines(), *list_cache_lines(model, setup)]
     lines += Memory(spec, model, setup, figures, tuned).lines()
     lines += Roofline(spec, setup, figures).lines() if "roofline" in figures else []
-    for line in lines:
-        _check(line, figures)
+    priced = flatten(figures)
+    for line in (each for each in lines if each.figure):  # a wrong formula must not be shown
+        found, explained = priced[line.figure], line.term.value
+        close = math.isclose(found, explained, rel_tol=1e-12)  # floats are added in another order
+        assert close, f"{line.figure}: {found} is explained as {explained}"
     return [line.row() for line in lines]
-
-
-def _check(line: Line, figures: Mapping[str, Any]) -> None:
-    """Assert that a formula gives its figure; a wrong one must not be shown. (1e-12: floats are added in another
-    order.)"""
-    if line.figure:
-        found, explained = look_up_figure(figures, line.figure), line.term.value
-        assert math.isclose(found, explained, rel_tol=1e-12), f"{line.figure}: {found} is explained as {explained}"
-
-
-def look_up_figure(figures: Any, path: str) -> Any:
-    """Look up a figure of `price` by its dotted path. A key may itself hold dots (`encoder.layer`). Raises KeyError for
-    an unknown path."""
-    if path in figures:
-        return figures[path]
-    for key, inner in figures.items():
-        if path.startswith(f"{key}.") and isinstance(inner, Mapping):
-            try:
-                return look_up_figure(inner, path[len(key) + 1 :])
-            except KeyError:
-                continue  # another key may have the same beginning
-    raise KeyError(path)
