@@ -230,7 +230,8 @@ class TowerTrace:
                 step.taken |= {channel: value} if channel in self.tower.uses[name].reads else {}
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         blocks = self.tower.blocks
-        for name in sorted(blocks, key=self._count_givers):
+        # givers of a value before its readers: by how many ordered channels (`Channel.ordered`) a kind reads
+        for name in sorted(blocks, key=lambda kind: sum(Channel.named[n].ordered for n in self.tower.uses[kind].reads)):
             block = blocks[name]
             if loops or not block.attention.passes.loops:
                 shared |= self._layer(name, block, steps[name].for_layer(None, forward.drops), x)
@@ -271,11 +272,6 @@ class TowerTrace:
             section, lent = self.prefix + f"layer:{name}", {each.storage: None for each in given}
             self.found[section] = self.found[section]._replace(lent=sum(each.nbytes for each in lent))
         return {each: None for each in saved if each not in taken}
-
-    def _count_givers(self, kind: str) -> int:
-        """Count the ordered channels (`Channel.ordered`) that a kind of layer reads. Kinds are traced by this count,
-        lowest first, so that the givers of a value come before its readers."""
-        return sum(Channel.named[name].ordered for name in self.tower.uses[kind].reads)
 
     def _trace(self, channel: str, kind: str, x: Shadow) -> Any:
         """Make a shadow of a channel's value, as layers of `kind` read it ("": all layers). x [B, T, D] is a layer's
@@ -352,22 +348,13 @@ class TowerTrace:
 def _shared(step: Step) -> list[Any]:
     """List the tensors that all layers of a kind read."""
     found: list[Any] = []
-    for each in (step, step.cross):
-        if each is not None:
-            held = each.extra.values()  # hasattr below asks the class, because a shadow itself raises UnknownOperation
-            extra = [value.list_shared() if hasattr(type(value), "list_shared") else value for value in held]
-            drawn = (
-                *(drawn for part in each.keys.segments for drawn in (part.mask._dense, part.mask._additive)),
-                *(None if part.bias is None else part.bias._dense for part in each.keys.segments),
-                each.positions,
-                each.memory,
-                *(value for name, value in each.taken.items() if Channel.named[name].shared),
-            )
-            found += [
-                *drawn,
-                *(each.tables if isinstance(each.tables, tuple) else ()),
-                *(item for value in extra for item in _flatten(value)),
-            ]
+    for each in (step,) if step.cross is None else (step, step.cross):
+        for part in each.keys.segments:
+            found += [part.mask._dense, part.mask._additive, None if part.bias is None else part.bias._dense]
+        found += [each.positions, each.memory, *(each.tables if isinstance(each.tables, tuple) else ())]
+        found += [value for name, value in each.taken.items() if Channel.named[name].shared]
+        for value in each.extra.values():  # hasattr asks the class, because a shadow itself raises UnknownOperation
+            found += _flatten(value.list_shared() if hasattr(type(value), "list_shared") else value)
     return [each for each in found if hasattr(each, "storage")]
 
 
