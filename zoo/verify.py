@@ -28,7 +28,7 @@ from zoo.costs.flops import core_flops, memory_flops, product_flops, row_flops, 
 from zoo.costs.memory import training
 from zoo.costs.pairs import Look
 from zoo.costs.params import count_parameters
-from zoo.costs.rows import Priced, trains_more
+from zoo.costs.rows import Priced, list_blocks, trains_more
 from zoo.costs.setup import Setup
 from zoo.costs.states import ORTHOGONAL, states
 from zoo.errors import ConfigError
@@ -60,7 +60,8 @@ def verify(spec: Tower | EncoderDecoder, setup: Setup | None = None) -> list[Row
     setup = setup or Setup()
     if trains_more(spec):
         raise ConfigError("verify: runs no modules that training alone runs (mtp=null)")
-    rows = [_row("parameters", count_parameters(spec)["total"], _held(spec), "the built model's parameters")]
+    held = sum(parameter.numel() for parameter in build(spec, device="meta").parameters())
+    rows = [_row("parameters", count_parameters(spec)["total"], held, "the built model's parameters")]
     with _fake(spec, setup.dtype) as model:
         rows += _flops(spec, model)
         rows += _cached(spec, model, setup)
@@ -80,10 +81,6 @@ def _row(name: str, counted: float, found: float, note: str, within: float = 0.0
     """Make a row of the result. `within` is the relative difference that still counts as equal."""
     equal = abs(counted - found) <= within * abs(found)
     return {"name": name, "counted": counted, "found": found, "equal": equal, "note": note}
-
-
-def _held(spec: Tower | EncoderDecoder) -> int:
-    return sum(parameter.numel() for parameter in build(spec, device="meta").parameters())
 
 
 @contextmanager
@@ -281,17 +278,11 @@ def _peak(spec: Tower | EncoderDecoder, model: Model, setup: Setup) -> Iterator[
     yield _row("training peak, bytes", counted, peak["Total"], note, within=CLOSE)
 
 
-def _everything(spec: Tower | EncoderDecoder, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the inputs with which a pass uses all weights. Longformer's global projections need a global token."""
-    blocks = [block for tower in spec.towers().values() for block in tower.blocks.values()]
-    return (
-        {"global_attention_mask": torch.ones_like(ids)} if any("global" in b.attention.extras for b in blocks) else {}
-    )
-
-
 def _step(spec: Tower | EncoderDecoder, model: Model, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
     """Take one training step, freeing each tensor after its last use."""
-    out = model(ids, **_inputs(spec, ids), **_everything(spec, ids))
+    # with a global token, which Longformer's global projections need: a pass then uses all weights
+    marked = any("global" in block.attention.extras for block in list_blocks(spec))
+    out = model(ids, **_inputs(spec, ids), **({"global_attention_mask": torch.ones_like(ids)} if marked else {}))
     logits = out.logits.float().flatten(0, -2)  # of each token, or of each row
     loss = sum(out.losses.values(), F.cross_entropy(logits, ids.flatten()[: len(logits)]))
     del logits

@@ -80,9 +80,12 @@ def asks(
     if block.crosses:
         masks["cross"] = Mask(new, read, causal=False)
     dtype = COMPUTED[setup.computed if train else setup.dtype]
-    return {
-        part: _ask(getattr(block, part), dtype, mask, train=train, few=use == "decode") for part, mask in masks.items()
-    }
+    found = {}
+    for part, mask in masks.items():
+        attention, features = getattr(block, part), {"needs_grad": train, **mask.features}
+        decodes = use == "decode"
+        found[part] = attention.decode_ask(dtype, 1, **features) if decodes else attention.ask(dtype, **features)
+    return found
 
 
 def _without(spec: Priced) -> Iterator[str]:
@@ -92,11 +95,6 @@ def _without(spec: Priced) -> Iterator[str]:
         yield "global tokens"
     if any(getattr(tower, "prefix_lm", False) for tower in spec.towers().values()):
         yield "a prefix"
-
-
-def _ask(attention: Attention, dtype: str, mask: Mask, *, train: bool, few: bool) -> AttentionQuery | None:
-    features = {"needs_grad": train, **mask.features}
-    return attention.decode_ask(dtype, 1, **features) if few else attention.ask(dtype, **features)
 
 
 def mask_whole(tower: Tower, block: Block, tokens: int, packed: bool, memory: int) -> Mask:

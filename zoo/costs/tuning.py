@@ -20,7 +20,7 @@ from zoo.errors import ConfigError
 from zoo.model.block.base import Block
 from zoo.model.channels import count_reads
 from zoo.model.tower import Tower
-from zoo.spec import Buffer, Experts, Part, Tied, owner_of, placed_tensors, rows
+from zoo.spec import Buffer, Experts, Tied, owner_of, placed_tensors, rows
 
 LOW_RANK = "lora"
 """The name of an adapter in tensor paths, below the product that it adapts."""
@@ -172,15 +172,11 @@ def _trains_first(where: str, tower: Tower, ends: PartTuning) -> bool:
     for row in rows(tower, tower.d_model, where):
         path = row.path.removeprefix(prefix)
         if row.part is not None and row.kind is None and path.startswith(("embedding.", "position.")):
-            leaves = [f"{path}.{leaf}" if leaf else path for leaf in _shapes(row.part)]
+            read = row.part.of if isinstance(row.part, Tied) else row.part
+            leaves = [f"{path}.{leaf}" if leaf else path for leaf in read.shapes()]
             if not isinstance(row.part, Buffer) and not ends.frozen.issuperset(leaves):
                 return True
     return False
-
-
-def _shapes(part: Part) -> Any:
-    """Give the shapes of a part's tensors by name; of a tied part, those of the tensors that it reads."""
-    return part.of.shapes() if isinstance(part, Tied) else part.shapes()
 
 
 def _trains(block: Block, d_model: int, part: PartTuning) -> bool:

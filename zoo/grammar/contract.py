@@ -52,7 +52,7 @@ def find_names(body: Mapping[Any, Any]) -> set[str]:
 def contract_keys(node: Mapping[Any, Any], around: Mapping[Any, Any]) -> dict[Any, Any]:
     """Shorten the choices of an expanded model, or of a patch of the model `around`. Interpolations are kept."""
     slots = list_slots()
-    stated = _list_stated(node) | _list_stated(around)
+    stated = {*node, *around}.union(*(patch for each in (node, around) for _, patch, _ in list_patches(each)))
     found = {
         key: _contract(value, slots[key], around.get(key), stated) if key in slots and key not in TOWERS else value
         for key, value in node.items()
@@ -80,11 +80,6 @@ def _find_word(axis: str, patch: Mapping[Any, Any], around: Mapping[Any, Any]) -
             if laid == whole:
                 return word
     return None
-
-
-def _list_stated(body: Mapping[Any, Any]) -> set[Any]:
-    """List the keys that a model's YAML states, also in its towers and in its kinds of layer."""
-    return set(body).union(*(patch for _, patch, _ in list_patches(body)))
 
 
 def _find_rest(

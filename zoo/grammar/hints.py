@@ -54,7 +54,8 @@ def hint_keys(
         for name, node in patch.items():
             before = together.get(name)
             together[name] = {**before, **node} if isinstance(before, Mapping) and isinstance(node, Mapping) else node
-    forms = {} if typed else _list_nodes(together, own, whole)
+    lines = {} if typed else {key: _to_flow({key: each})[1:-1] for key, each in _lay(together, own, whole).items()}
+    forms = {key: line if len(line) <= MOST else "" for key, line in lines.items()}  # a line of the file for each key
     hints = {}
     for key, (lead, patch) in found.items():
         words = {each: " ".join(_list_overrides(f"{place}{each}", value, whole)) for each, value in patch.items()}
@@ -175,12 +176,6 @@ def _look(name: str, whole: Mapping[Any, Any]) -> Any:
     """Read a key of a model under its own name, or under another library's."""
     names = [name, *(theirs for theirs, ours in FOREIGN.items() if ours == name)]
     return next((whole[each] for each in names if whole.get(each) is not None), None)
-
-
-def _list_nodes(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> dict[str, str]:
-    """Write each key of a patched model as a line of its file; "" for a long one."""
-    lines = {key: _to_flow({key: value})[1:-1] for key, value in _lay(patch, own, whole).items()}
-    return {key: line if len(line) <= MOST else "" for key, line in lines.items()}
 
 
 def _lay(patch: Patch, own: Mapping[Any, Any], whole: Mapping[Any, Any]) -> Patch:

@@ -81,13 +81,12 @@ class Cut:
         """Take a rank's part of the whole tensor."""
         if self.is_whole:
             return whole
-        runs = zip(self.segments, self.list_runs(rank), strict=True)
-        found = ((whole.narrow(self.dim, run.whole, run.length), each.part - run.length) for each, run in runs)
-        return torch.cat([_fill_up(piece, self.dim, missing) for piece, missing in found], self.dim)
-
-
-def _fill_up(piece: Tensor, dim: int, missing: int) -> Tensor:
-    return piece if not missing else F.pad(piece, (*(0, 0) * (piece.ndim - 1 - dim), 0, missing))
+        inner = (0, 0) * (whole.ndim - 1 - self.dim)  # nothing is added to the dimensions after it
+        pieces = []
+        for each, run in zip(self.segments, self.list_runs(rank), strict=True):
+            piece, missing = whole.narrow(self.dim, run.whole, run.length), each.part - run.length
+            pieces.append(F.pad(piece, (*inner, 0, missing)) if missing else piece)
+        return torch.cat(pieces, self.dim)
 
 
 def find_cuts(whole: Any, part: Any, ranks: int) -> dict[str, Cut]:
