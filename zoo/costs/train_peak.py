@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,7 +74,7 @@ class StepMemory:
         count = schedule.shorten(self.setup.accumulate)
         for moment in schedule.list_backwards(self.stage.index, count):
             walk = self._walk if moment.what == BACKWARD else self._walk_half
-            for where, parts in walk(moment).items():
+            for where, parts in walk(moment):
                 found[where] = max(found.get(where, {}), parts, key=lambda parts: sum(parts.values()))
         found["step"] = {"gradients": self.held["gradients"], "step": self.held["step"]}
         return {where: {name: round(size) for name, size in parts.items()} for where, parts in found.items()}
@@ -254,9 +254,10 @@ class StepMemory:
             undone = max(undone + read * self._share, (section.forward + section.input) * self._share)
         return undone + self._read(piece)
 
-    def _walk(self, moment: BackwardMoment) -> dict[str, dict[str, float]]:
-        """Find the fullest moment of each kind of piece in the backward pass of one chunk. It goes through the pieces
-        last to first; at each, the saved tensors of earlier pieces and the gradients of later ones are allocated too.
+    def _walk(self, moment: BackwardMoment) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield the fullest moment of each piece in the backward pass of one chunk, with the piece's label. It goes
+        through the pieces last to first; at each, the saved tensors of earlier pieces and the gradients of later ones
+        are allocated too.
 
         After a chunk's first microbatch all its gradients exist. A weight's new gradient is freed once it is added; a
         tied table's first new gradient waits for the second. FSDP reduces a layer's gradients when its backward pass
@@ -269,7 +270,6 @@ class StepMemory:
         standing = _sum_gradients(runs) * left if moment.chunk in moment.done else 0
         before = self._kept[moment.chunk]
         gradients = beside = waiting = ends = sent = 0.0
-        peaks: dict[str, dict[str, float]] = {}
         pieces = [step for run in reversed(runs) for step in list_decisive(run)]
         layers = sum(piece.kind is not None for piece in pieces)
         for piece in pieces:
@@ -287,8 +287,7 @@ class StepMemory:
                 backward = {**there, "its backward pass": undone, "sum": piece.sum * whole}
                 forward = {**last, "its forward pass": section.forward * share + self._read(piece)}
                 most = max(backward, forward, key=lambda parts: sum(parts.values()))
-            found = {"kept before it": before, **others, **most, "cast": self._cast(piece)}
-            peaks[piece.label] = max(peaks.get(piece.label, {}), found, key=lambda parts: sum(parts.values()))
+            yield piece.label, {"kept before it": before, **others, **most, "cast": self._cast(piece)}
             if sharded and piece.kind is None:
                 ends += piece.gradients * whole
             else:
@@ -297,39 +296,31 @@ class StepMemory:
                 sent = section.gradients * (whole * widths(setup)[1] / self._width + (left if standing else 0))
             waiting = 0 if first else max(waiting, piece.table * whole if standing else 0)
             beside = 0 if first else max(beside, section.beside * share)
-        if sharded and "embedding" not in peaks:  # what is outside the layers is reduced last
-            found = {
-                **others,
-                "gradients": gradients,
-                "gathered": held["gathered"],
-                "whole gradients": held["reducing"],
-            }
-            peaks["layer"] = max(peaks["layer"], found, key=lambda parts: sum(parts.values()))
-        return peaks
+        if sharded and all(piece.label != "embedding" for piece in pieces):  # what is outside the layers comes last
+            last = {"gradients": gradients, "gathered": held["gathered"], "whole gradients": held["reducing"]}
+            yield "layer", {**others, **last}
 
-    def _walk_half(self, moment: BackwardMoment) -> dict[str, dict[str, float]]:
-        """Find the fullest moment of half a backward pass of one chunk, as torch runs it: the half for inputs frees no
-        saved tensor, and that for weights frees most of them at its end, when all gradients exist and a new one waits
-        to be added."""
+    def _walk_half(self, moment: BackwardMoment) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield the fullest moments of half a backward pass of one chunk, as torch runs it: the half for inputs frees
+        no saved tensor, and that for weights frees most of them at its end, when all gradients exist and a new one
+        waits to be added."""
         runs, others = self._chunks[moment.chunk], {**self._hold(moment), "gathered": self.held["gathered"]}
         kept, made = self._kept[moment.chunk], _sum_gradients(runs) * self._scales[1]
         pieces = [step for run in reversed(runs) for step in list_decisive(run)]
         if moment.what == WEIGHT:
             new = max(math.prod(each.shape) for each in self.stage.pieces if each.kind is not None and each.learns)
             norm = 2 * self._stream  # a norm's whole backward pass runs again: its input's gradient, and a product
-            return {"layer": {**others, "kept": kept, "gradients": made, "new": max(new * self._width, norm)}}
+            yield "layer", {**others, "kept": kept, "gradients": made, "new": max(new * self._width, norm)}
+            return
         found, between = {"gradients": made if moment.chunk in moment.done else 0.0}, 0.0
-        peaks: dict[str, dict[str, float]] = {}
         for piece in pieces:
             if piece.label == "loss" and self.setup.chunked_loss:
                 most = self._chunked_loss(piece.section, self._scales[0])
             else:
                 undone = piece.section.input_peak * self._share + self._read(piece)
                 most = {"between halves": between, "its backward pass": undone}
-            parts = {"kept beside it": kept - piece.kept, **others, **found, **most}
-            peaks[piece.label] = max(peaks.get(piece.label, {}), parts, key=lambda parts: sum(parts.values()))
+            yield piece.label, {"kept beside it": kept - piece.kept, **others, **found, **most}
             between += self._sum_between([piece])
-        return peaks
 
     def _chunked_loss(self, head: Section, whole: float = 1) -> dict[str, float]:
         """List the tensors at a chunk of the loss, in bytes: the hidden states, their gradient, the head's gradients
