@@ -42,7 +42,8 @@ def list_uses(body: Mapping[str, Any]) -> Iterator[Use]:
     for axis, word in chosen.items():
         if axis in list_axes() and not isinstance(body.get(axis), Mapping):
             yield Use(axis, axis, (str(word),), read_choices(axis)[str(word)].spec, {})
-    yield from _walk(body, chosen, "")
+    for path, node in [("", body), *((f"{path}.", patch) for path, patch, _ in list_patches(body))]:
+        yield from _walk(node, chosen, path)
 
 
 def _read_chosen(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +67,6 @@ def _walk(node: Mapping[str, Any], chosen: Mapping[str, str], path: str) -> Iter
         else:
             axis = key if key == "cross" else base.axis
             yield from _walk_component(axis, value, chosen.get(key), f"{path}{key}")
-    for place in ("layers", *TOWERS):
-        below = node.get(place)
-        patches = below if place == "layers" and isinstance(below, Mapping) else {"": below}
-        for name, patch in patches.items():
-            if isinstance(patch, Mapping):
-                yield from _walk(patch, chosen, f"{path}{place}.{name}." if name else f"{path}{place}.")
 
 
 def _walk_component(axis: str, value: object, around: str | None, path: str) -> Iterator[Use]:
