@@ -9,7 +9,7 @@ an int with a Term. Example: `name_number("n_heads", 32) * name_number("head_dim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -339,41 +339,29 @@ def trace_spec(spec: Any) -> Any:
     towers = spec.towers()
     if "" not in towers:
         return change_copy(spec, **{name: trace_spec(tower) for name, tower in towers.items()})
-    outside = {"d_model": spec.d_model}
-    blocks = {kind: _named(block, _names(block, outside), "") for kind, block in spec.blocks.items()}
-    own = _names(spec, {}, skip=("blocks",))
-    return change_copy(_named(spec, own, "", skip=("blocks",)), blocks=blocks)
+    outside = ("d_model", "d_model", spec.d_model)
+    blocks = {kind: _trace(block, [outside]) for kind, block in spec.blocks.items()}
+    return change_copy(_trace(spec, skip="blocks"), blocks=blocks)
 
 
-def _numbers(spec: Spec, path: str, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
-    """List every dimension: its path, key and value."""
-    for name, value in _fields(spec, skip):
-        inner = f"{path}.{name}" if path else name
-        if isinstance(value, Spec):
-            yield from _numbers(value, inner)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield inner, name, value
-
-
-def _fields(spec: Spec, skip: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    return ((field.name, getattr(spec, field.name)) for field in spec.fields() if field.name not in skip)
-
-
-def _names(spec: Spec, outside: Mapping[str, int], skip: tuple[str, ...] = ()) -> dict[str, str]:
-    """Choose each dimension's symbol, by its path."""
-    found = [*((name, name, value) for name, value in outside.items()), *_numbers(spec, "", skip)]
+def _trace(spec: Spec, outside: Iterable[tuple[str, str, int]] = (), skip: str = "") -> Any:
+    """Copy a component with its dimensions traced. `outside` has path, key and value of each further dimension."""
+    found = [*outside]
+    _map_numbers(spec, lambda *each: found.append(each), skip=skip)  # lists them; the copy is of no use
     values: dict[str, set[int]] = {}
     for _, name, value in found:
         values.setdefault(name, set()).add(value)
-    return {path: name if len(values[name]) == 1 else path for path, name, _ in found}
+    symbols = {path: name if len(values[name]) == 1 else path for path, name, _ in found}
+    return _map_numbers(spec, lambda path, _, value: name_number(symbols[path], value), skip=skip)
 
 
-def _named(spec: Spec, names: Mapping[str, str], path: str, skip: tuple[str, ...] = ()) -> Any:
+def _map_numbers(spec: Spec, change: Callable[[str, str, int], Any], path: str = "", skip: str = "") -> Any:
+    """Copy a component with each dimension changed, given its path, key and value. The field `skip` stays."""
     changes: dict[str, Any] = {}
-    for name, value in _fields(spec, skip):
-        inner = f"{path}.{name}" if path else name
+    for name in (field.name for field in spec.fields() if field.name != skip):
+        value, inner = getattr(spec, name), f"{path}.{name}" if path else name
         if isinstance(value, Spec):
-            changes[name] = _named(value, names, inner)
+            changes[name] = _map_numbers(value, change, inner)
         elif isinstance(value, int) and not isinstance(value, bool):
-            changes[name] = name_number(names[inner], value)
+            changes[name] = change(inner, name, value)
     return change_copy(spec, **changes)
