@@ -192,7 +192,7 @@ def _all_reduce(spec: Priced, setup: Setup, device: Hardware, *, decode: bool) -
         if (what := span(tower, spec, setup.tokens(spec), decode)) is not None:
             layers = sum(block.reductions * count_kinds(tower.pattern)[kind] for kind, block in tower.blocks.items())
             summed += layers * what.new
-    sent = 2 * (setup.tp - 1) / setup.tp * summed * setup.batch * spec.d_model * DTYPES[setup.dtype]
+    sent = 2 * (setup.tp - 1) / setup.tp * (summed * setup.batch) * spec.d_model * DTYPES[setup.dtype]
     found: dict[str, Any] = {"bytes": round(sent), "link": device.link_name}
     if device.link:
         found["seconds"] = sent / device.link
