@@ -11,7 +11,7 @@ from zoo.costs.activations import PassShape, Section, list_sections
 from zoo.costs.advice import advice
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
-from zoo.costs.rank_tensors import stages, sum_activations
+from zoo.costs.rank_tensors import find_activations, stages, sum_chunks
 from zoo.costs.rows import Priced, change_towers, generates, list_blocks
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shadow.tape import UnknownOperation
@@ -130,7 +130,7 @@ def _training(
     layers = name_layers(spec, kept)
     marked = stages(spec, setup)
     step = find_fullest(spec, setup, passes, marked, held_by, tuned=tuned, fused=fused)
-    figures["activations"] = round(sum_activations(spec, setup, layers, *sum_ends(kept), marked).bytes)
+    figures["activations"] = round(sum_chunks(find_activations(spec, setup, layers, *sum_ends(kept), marked)))
     figures["activations_by_layer"] = {
         ".".join(each for each in place if each): round(size) for place, size in layers.items()
     }

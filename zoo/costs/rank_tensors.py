@@ -231,27 +231,22 @@ class ChunkActivations(NamedTuple):
         return own / self.split + self.gathered
 
 
-class StageActivations(NamedTuple):
-    """The activations of a pipeline stage, by chunk."""
-
-    chunks: tuple[ChunkActivations, ...]
-
-    @property
-    def bytes(self) -> Amount:
-        return sum(chunk.bytes * chunk.in_flight for chunk in self.chunks)
+def sum_chunks(chunks: Iterable[ChunkActivations]) -> Amount:
+    """Sum the bytes of a pipeline stage's activations."""
+    return sum(chunk.bytes * chunk.in_flight for chunk in chunks)
 
 
-def sum_activations(
+def find_activations(
     spec: Priced,
     setup: Setup,
     layers: Mapping[tuple[str, str], float],
     first: float,
     last: float,
     pipeline: Iterable[Stage] | None = None,
-) -> StageActivations:
-    """Find the stage with most activations. `layers[tower, kind]` are the bytes that a layer saves on a single rank
-    (with context parallelism, on all its ranks together). `first` and `last` are the bytes that the slots before and
-    behind the layers save. `pipeline` has the stages, if they exist already.
+) -> list[ChunkActivations]:
+    """Find the activations of the stage that has most, by chunk. `layers[tower, kind]` are the bytes that a layer saves
+    on a single rank (with context parallelism, on all its ranks together). `first` and `last` are the bytes that the
+    slots before and behind the layers save. `pipeline` has the stages, if they exist already.
 
     Tensor parallelism together with sequence parallelism divides all activations by t (Korthikanti et al., 2022, eq.
     4). Context parallelism divides the tokens. A stage holds the activations of each micro-batch in flight; with 1F1B
@@ -271,9 +266,8 @@ def sum_activations(
             for number, kinds in zip(schedule.list_chunks(stage.index), stage.chunks, strict=True)
         ]
         kept = schedule.count_kept(stage.index, setup.accumulate, [chunk.bytes for chunk in chunks])
-        own = (chunk._replace(in_flight=each) for chunk, each in zip(chunks, kept, strict=True))
-        found.append(StageActivations(tuple(own)))
-    return max(found, key=lambda stage: stage.bytes)
+        found.append([chunk._replace(in_flight=each) for chunk, each in zip(chunks, kept, strict=True)])
+    return max(found, key=sum_chunks)
 
 
 def count_gathered(stage: Stage, layers: Mapping[tuple[str, str], int], setup: Setup) -> int:

@@ -33,7 +33,7 @@ from zoo.costs.again import RECOMPUTE
 from zoo.costs.flops import PassFlops, count_training
 from zoo.costs.hardware import usable_bytes
 from zoo.costs.operators import Chosen, Operator
-from zoo.costs.rank_tensors import ChunkActivations, StageActivations
+from zoo.costs.rank_tensors import ChunkActivations, sum_chunks
 from zoo.costs.roofline import (
     TrainingStep,
     bound_run,
@@ -358,7 +358,7 @@ def some_sums(a: dict[str, Any], tokens: Any, setup: Setup, convention: str, rec
     step = TrainingStep(a["context"], a["batch"], a["dp"], a["work"], a["mfu"], a["gpus"])
     bounds = bound_training(step, a["peak"])
     layers = (("", "near", a["n"], a["each"]), ("", "far", a["m"], a["more"]))
-    kept = StageActivations((ChunkActivations(layers, a["first"], a["last"], 4, a["m"], 2),))
+    kept = sum_chunks([ChunkActivations(layers, a["first"], a["last"], 4, a["m"], 2)])
     passed = PassFlops(a["work"], a["each"], a["n"], a["m"], a["n"] + a["m"])
     train, hardware = count_training(passed, convention, recompute)
     return {
@@ -369,7 +369,7 @@ def some_sums(a: dict[str, Any], tokens: Any, setup: Setup, convention: str, rec
         ),
         "seconds": bound_seconds(a["work"], a["each"], a["peak"], a["bandwidth"]),
         "rates": count_rates(a["context"], a["batch"], a["dp"], a["more"])["tokens_per_second"],
-        "kept": kept.bytes,
+        "kept": kept,
         "state": StateRow(a["n"], a["m"], a["dp"]).bytes,
         "train": train,
         "hardware": hardware,

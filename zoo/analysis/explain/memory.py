@@ -16,7 +16,7 @@ from zoo.costs.activations import Section, list_sections
 from zoo.costs.again import keeps_input, mark_layers, read_every
 from zoo.costs.generating import generating
 from zoo.costs.memory import name_layers, shape_pass, sum_ends
-from zoo.costs.rank_tensors import ChunkActivations, StageActivations, fullest, stages, sum_activations
+from zoo.costs.rank_tensors import ChunkActivations, find_activations, fullest, stages, sum_chunks
 from zoo.costs.rows import Priced
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.shorter_passes import list_looping
@@ -150,7 +150,7 @@ class Memory:
     def _activations(self, kept: Mapping[str, Number]) -> None:
         """Add the activations on the fullest rank as a line."""
         numbers = {name: made.value for name, made in kept.items()}
-        found = sum_activations(self.marked, self.setup, name_layers(self.marked, numbers), *sum_ends(numbers))
+        found = find_activations(self.marked, self.setup, name_layers(self.marked, numbers), *sum_ends(numbers))
         each, (first, last) = name_layers(self.marked, kept), sum_ends(kept)
         chunks = [
             ChunkActivations(
@@ -163,11 +163,10 @@ class Memory:
                 symbol("gathered from other ranks", one.gathered) if one.gathered else term(0),
                 symbol("in flight", one.in_flight) if self.setup.pp > 1 else term(1),
             )
-            for one in found.chunks
+            for one in found
         ]
-        made = StageActivations(tuple(chunks))
         source = "sequence parallelism divides by tp (Korthikanti et al., 2022)" if self.setup.ranks > 1 else ""
-        self.sheet.add("activations", round(made.bytes), BYTES, source, "memory.activations")
+        self.sheet.add("activations", round(sum_chunks(chunks)), BYTES, source, "memory.activations")
 
     def _count(self, where: str, kind: str, count: int) -> Term:
         if read_every(self.setup.recompute):
