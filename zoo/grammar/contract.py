@@ -128,7 +128,7 @@ def _contract(node: object, base: type[Spec], around: object = None, stated: Con
     if not isinstance(node, Mapping):
         return node
     kind = node.get("kind", base.default)
-    if not isinstance(kind, str) or kind not in base.kinds:
+    if kind not in base.kinds:
         return node
     slots = list_fields(base.kinds[kind])
     fields = {key: _contract(value, slots[key]) if key in slots else value for key, value in node.items()}

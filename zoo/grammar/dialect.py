@@ -242,8 +242,7 @@ def _expand_fields(node: Mapping[Any, Any], base: type[Spec], around: Any, scope
         return dict(node)
     old = around if isinstance(around, Mapping) else {}
     kind = base.kind if issubclass(base, Node) else node.get("kind", old.get("kind", base.default))
-    choice = base.kinds.get(kind) if isinstance(kind, str) else None
-    slots = {} if choice is None else list_fields(choice)
+    slots = list_fields(base.kinds[kind]) if kind in base.kinds else {}
     inner = {**scope, "norm": {"kind": "rmsnorm"}} if base.axis == "norm" else scope  # the model's norm may be this one
     return {
         key: _expand(value, slots[key], old.get(key), inner) if key in slots else value for key, value in node.items()

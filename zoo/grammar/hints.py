@@ -109,7 +109,7 @@ def _list_inner(axis: str, node: Mapping[Any, Any]) -> Iterator[tuple[str, set[s
     choice = BASES[axis].kinds.get(str(node.get("kind")))
     for field, base in (list_fields(choice) if choice else {}).items():
         inner = node.get(field)
-        if isinstance(inner, Mapping) and isinstance(inner.get("kind"), str) and inner["kind"] in base.kinds:
+        if isinstance(inner, Mapping) and inner.get("kind") in base.kinds:
             yield field, _list_names(base, inner["kind"])
 
 
@@ -157,11 +157,11 @@ def _list_choices(whole: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], s
     nodes = [((), whole), *((("layers", name), patch) for name, patch in patches if isinstance(patch, Mapping))]
     for (axis, base), (place, node) in itertools.product(slots.items(), nodes):
         stated = node.get(axis)
-        kind = stated.get("kind") if isinstance(stated, Mapping) else None
+        kind: Any = stated.get("kind") if isinstance(stated, Mapping) else None
         kind = base.default if kind is None and axis in ALWAYS and not place else kind
         if not place and _is_overruled(axis, [each for _, each in nodes[1:]], whole):
             continue
-        if isinstance(kind, str) and kind in base.kinds:
+        if kind in base.kinds:
             yield place, axis, kind, base.kinds[kind]
 
 

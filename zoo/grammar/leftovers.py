@@ -73,8 +73,7 @@ def _trim_node(
     """Delete the fields of a component that its choice does not have or whose value it refuses, and the fields in
     `gone`; likewise in the components among its fields. What the user set (`touched`) stays. Yields the deleted
     keys."""
-    choice = base.kinds.get(kind) if isinstance(kind, str) else None
-    if choice is None:
+    if (choice := base.kinds.get(kind)) is None:
         return
     known = {"kind", *(field.name for field in choice.fields())} - set(gone)
     slots = list_fields(choice) if any(isinstance(value, dict) for value in node.values()) else {}
@@ -119,8 +118,8 @@ def _drop_positions(root: dict[Any, Any], idle: Collection[str], touched: Collec
     for name in dict.fromkeys(idle):
         scope, place = (root.get(name) or {}, f"{name}.position") if name else (root, "position")
         node = scope.get("position", root.get("position"))
-        kind = node.get("kind") if isinstance(node, dict) else None
-        scheme = Position.kinds.get(kind) if isinstance(kind, str) else None
+        kind: Any = node.get("kind") if isinstance(node, dict) else None
+        scheme = Position.kinds.get(kind)
         stated = any(each == place or each.startswith(f"{place}.") for each in touched)
         if scheme is not None and kind != "none" and not stated and not _embeds(scheme, node):
             scope["position"] = {"kind": "none"}

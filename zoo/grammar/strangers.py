@@ -23,8 +23,7 @@ def find_strangers(root: Scope, reads: set[str], towers: Iterable[TowerNode]) ->
     known = KNOWN | reads
     whole = known | BOTH | set(TOWERS) if root.get("kind") == EncoderDecoder.kind else known
     strange = {str(key): value for key, value in root.node.items() if key not in whole}
-    kind = root.get("kind")
-    if not (kind is None or (isinstance(kind, str) and kind in Topology.kinds)):  # its kind has a fault already
+    if root.get("kind") is not None and root.get("kind") not in Topology.kinds:  # its kind has a fault already
         strange = {key: value for key, value in strange.items() if key not in BOTH | set(TOWERS)}
     faults = _describe_strangers("", strange, root.node, whole)
     for tower in towers:

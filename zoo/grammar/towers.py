@@ -121,13 +121,12 @@ def _describe_node(scope: Scope, axis: str) -> str:
     if not (isinstance(node, Scope) and node.is_mapping):
         return "" if node is None else describe_no_node(base, to_plain(node)).message()
     kind = node.read("kind")
-    return "" if isinstance(kind, str) and kind in base.kinds else describe_unknown_kind(base, kind).message()
+    return "" if kind in base.kinds else describe_unknown_kind(base, kind).message()
 
 
 def is_task_head(part: str, node: Mapping[str, Any]) -> bool:
     """Tell whether a part of a tower is a head without a vocabulary, such as a classifier."""
-    kind = node.get("kind", Head.default)
-    choice = Head.kinds.get(kind) if part == "head" and isinstance(kind, str) else None
+    choice = Head.kinds.get(node.get("kind", Head.default)) if part == "head" else None
     return choice is not None and not issubclass(choice, VocabularyHead)
 
 

@@ -12,7 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from zoo.spec.spec import Spec
@@ -62,7 +62,9 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
         self._known: dict[str, type[Spec]] = {}
         self._missing: set[str] = set()  # kinds that no source has
 
-    def __getitem__(self, kind: str) -> type[Spec]:
+    def __getitem__(self, kind: Any) -> type[Spec]:
+        if not isinstance(kind, str):  # what a file has in its place, perhaps a list, which cannot be hashed
+            raise KeyError(kind)
         if kind not in self._known and kind not in self._missing:
             self._import(kind)
         choice = self._known[kind]

@@ -114,8 +114,7 @@ class Spec:
             raise make_refusal(cls, describe_no_node(cls, node))
         fields = dict(node)
         kind = fields.pop("kind", cls.default)
-        choice = cls.kinds.get(kind) if isinstance(kind, str) else None  # other types may not be hashable
-        if choice is None:
+        if (choice := cls.kinds.get(kind)) is None:
             raise make_refusal(cls, describe_unknown_kind(cls, node.get("kind")))
         names = {field.name for field in choice.fields()}
         details = [describe_unknown_field(choice, name, fields[name]) for name in fields if name not in names]
