@@ -1,3 +1,3 @@
 """Register the functions of the families' language (expression.py), one file per topic."""
 
-from zoo.families.codecs import encoder, layers, loops, rope, sharing, task_heads, words
+from zoo.families.codecs import encoder, layers, rope, sharing, task_heads, words
