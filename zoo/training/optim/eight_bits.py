@@ -25,10 +25,8 @@ class EightBitAdamW(TensorRule):
     States and updates are bit-identical to those of torchao's AdamW8bit, which cannot skip an update on the device.
     """
 
-    def __init__(
-        self, groups: Groups, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, groups: Groups, **options: Any) -> None:
+        super().__init__(groups, **options)
         for group in self.param_groups:  # a checkpoint is read into states that are there
             for parameter in group["params"]:
                 self.state[parameter] = self.begin(group, parameter)

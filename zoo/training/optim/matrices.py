@@ -12,18 +12,8 @@ from zoo.training.optim.update_rules import Closure, Groups, Skippable, evaluate
 class MatrixOptimizer(Skippable):
     """Step groups with `hidden` by `step_matrices`, the others by torch's AdamW, with which it shares its states."""
 
-    def __init__(
-        self,
-        groups: Groups,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        fused: bool = False,
-        **options: Any,
-    ) -> None:
-        adamw = {"lr": lr, "weight_decay": 0.0, "betas": betas, "eps": eps}
-        super().__init__(groups, {**adamw, "hidden": True, **options})
+    def __init__(self, groups: Groups, *, fused: bool = False, **options: Any) -> None:
+        super().__init__(groups, {"weight_decay": 0.0, "hidden": True, **options})
         others = [group for group in self.param_groups if not group["hidden"]]
         self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
 

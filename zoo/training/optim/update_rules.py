@@ -80,7 +80,10 @@ class Skippable(Optimizer):
 
 
 class TensorRule(Skippable):
-    """A rule that steps one tensor after another."""
+    """A rule that steps one tensor after another. `options` are the hyperparameters of groups that state no others."""
+
+    def __init__(self, groups: Groups, **options: Any) -> None:
+        super().__init__(groups, {"weight_decay": 0.0, **options})
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
@@ -122,10 +125,6 @@ def as_scalar(number: Any, weight: Tensor) -> Any:
 class SGDOptimizer(TensorRule):
     """SGD, as torch.optim.SGD: m ← μ·m + g + λ·w; w ← w − lr·m, or with `nesterov` w − lr·(g + λ·w + μ·m)."""
 
-    def __init__(self, groups: Groups, lr: float, momentum: float, nesterov: bool, weight_decay: float = 0.0) -> None:
-        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(groups, options)
-
     def begin(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         return {"momentum_buffer": torch.zeros_like(parameter)} if group["momentum"] else {}
 
@@ -146,9 +145,6 @@ class SGDOptimizer(TensorRule):
 class LionOptimizer(TensorRule):
     """Lion (Chen et al., 2023, algorithm 2): w ← w − lr·(sign(β₁·m + (1 − β₁)·g) + λ·w); m ← β₂·m + (1 − β₂)·g."""
 
-    def __init__(self, groups: Groups, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
     def begin(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         return {"exp_avg": torch.zeros_like(parameter)}
 
@@ -166,11 +162,6 @@ class ScheduleFreeAdamW(TensorRule):
     A parameter holds y, at which gradients are taken; its state holds z. The average x, weighted by lr², follows from
     both: x = (y − (1 − β₁)·z) / β₁.
     """
-
-    def __init__(
-        self, groups: Groups, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def begin(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         z = parameter.clone(memory_format=torch.preserve_format)
@@ -205,19 +196,6 @@ class AdafactorOptimizer(TensorRule):
     """Adafactor without a first moment (Shazeer and Stern, 2018), as torch.optim.Adafactor, but without its two waits
     for the device per tensor to read norms. `eps` is the lower bound of mean squares, `min_rms` that of a weight's RMS,
     `clip_rms` the upper bound of an update's RMS."""
-
-    def __init__(
-        self,
-        groups: Groups,
-        lr: float,
-        beta2_decay: float,
-        eps: float,
-        min_rms: float,
-        clip_rms: float,
-        weight_decay: float = 0.0,
-    ) -> None:
-        options = {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "min_rms": min_rms, "clip_rms": clip_rms}
-        super().__init__(groups, {**options, "weight_decay": weight_decay})
 
     def begin(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         if parameter.ndim < 2:
