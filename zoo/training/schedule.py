@@ -43,33 +43,36 @@ class Schedule(Spec, axis="schedule"):
         """Return why the schedule does not fit a run of `steps` steps; None if it does."""
         return None
 
+    def decays(self, steps: int) -> list[tuple[int, int]]:
+        """List the decays, each as its first update (counted from 0) and the number of updates at its end. Empty unless
+        a schedule has several."""
+        return []
+
     def is_milestone(self, step: int, steps: int) -> bool:
         """Whether the checkpoint after `step` updates must be written and never deleted."""
-        return False
+        return any(step in decay for decay in self.decays(steps))
 
     def goes_back_to(self, step: int, steps: int) -> int | None:
         """Return the earlier step whose weights and states update `step` starts from; None to start from the newest."""
         return None
 
     def list_points(self, steps: int) -> list[int]:
-        """List the numbers of updates after which the weights equal those of a run that ends there. Each has an
-        evaluation. Empty unless a schedule has several decays."""
-        return []
+        """List the numbers of updates after which the weights equal those of a run that ends there: the ends of several
+        decays. Each has an evaluation."""
+        return [end for _, end in self.decays(steps)]
 
     def count_left_behind(self, step: int, steps: int) -> int:
         """Count the updates among the first `step` that the run has undone by going back to before a decay."""
         return 0
 
     def after_warmup(self, step: int, steps: int) -> float:
-        """Compute the factor at update `step` of the `steps` updates that follow the warm-up, counted from 0."""
-        raise NotImplementedError
+        """Compute the factor at update `step` of the `steps` updates that follow the warm-up, counted from 0: the peak,
+        unless a kind decays from there."""
+        return 1.0
 
 
 class Constant(Schedule, kind="constant"):
     """No decay: the peak rate to the end."""
-
-    def after_warmup(self, step: int, steps: int) -> float:
-        return 1.0
 
 
 class LinearDecay(Schedule, kind="linear"):
@@ -107,9 +110,6 @@ class WSD(Schedule, kind="wsd"):
             return super().factor(step, steps)
         return decay_factor(self.shape, (step - steps + decay) / decay, self.min_ratio)
 
-    def after_warmup(self, step: int, steps: int) -> float:
-        return 1.0
-
 
 class InverseSqrt(Schedule, kind="inverse_sqrt"):
     """√(w / t) at update t, counted from 1, after a warm-up of w updates (Vaswani et al., 2017). Without a warm-up w
@@ -138,7 +138,6 @@ class WSDS(Schedule, kind="wsd_s"):
     continue_from: Literal["before", "decayed"] = "before"
 
     def decays(self, steps: int) -> list[tuple[int, int]]:
-        """List the decays, each as its first update (counted from 0) and the number of updates at its end."""
         ends = [count_steps(point, steps) for point in self.points] + [steps]
         return [(end - max(count_steps(self.decay, end), 1), end) for end in ends]
 
@@ -151,16 +150,10 @@ class WSDS(Schedule, kind="wsd_s"):
             free = end + 1
         return None
 
-    def is_milestone(self, step: int, steps: int) -> bool:
-        return any(step in decay for decay in self.decays(steps))
-
     def goes_back_to(self, step: int, steps: int) -> int | None:
         if self.continue_from == "before":
             return next((begin for begin, end in self.decays(steps) if step == end < steps), None)
         return None
-
-    def list_points(self, steps: int) -> list[int]:
-        return [end for _, end in self.decays(steps)]
 
     def count_left_behind(self, step: int, steps: int) -> int:
         if self.continue_from == "before":
@@ -172,9 +165,6 @@ class WSDS(Schedule, kind="wsd_s"):
             if begin <= step < end:
                 return decay_factor(self.shape, (step - begin) / (end - begin), self.min_ratio)
         return super().factor(step, steps)
-
-    def after_warmup(self, step: int, steps: int) -> float:
-        return 1.0
 
 
 def decay_factor(shape: str, part: float, low: float) -> float:
