@@ -36,7 +36,7 @@ def settle_defaults(
     settings = planned.settings
     chosen: dict[str, Any] = {}
     if settings.precision == "auto":
-        chosen["precision"] = choose_precision(device)
+        chosen["precision"] = "bf16" if multiplies_in_bf16(machine_of(device)) else "fp32"
     if settings.checkpoint == "auto":
         mesh = settings.parallel.settle(world)
         parts = mesh.weights[1] * mesh.tp * mesh.ep * mesh.pp
@@ -51,11 +51,6 @@ def settle_defaults(
         exact = "; float32 products in TF32" if multiplies_in_tf32(planned.settings, device) else ""
         say(f"defaults on {device}: {', '.join(told)} (each can be set){exact}")
     return planned
-
-
-def choose_precision(device: torch.device) -> str:
-    """Choose the precision of a run: bf16 on a GPU that computes in it, else fp32."""
-    return "bf16" if multiplies_in_bf16(machine_of(device)) else "fp32"
 
 
 def multiplies_in_tf32(settings: Training, device: torch.device) -> bool:

@@ -73,7 +73,8 @@ def price_step(settings: Training, spec: Topology) -> int | None:
 
 def sum_rows(rows: RowFlops, batch: Batch, targets: int) -> int:
     """Sum the FLOPs of a pass over a batch's rows. Packed documents do not see one another."""
-    count, sizes = _count_rows(batch), _measure(batch)
+    count = batch.input_ids.shape[:-1].numel()  # B rows, or B·K if records have K texts [B, K, T]
+    sizes = (batch.input_ids.shape[-1], None if (written := batch.decoder_input_ids) is None else written.shape[1])
     found = count * rows.body(*sizes) + targets * rows.target
     if batch.documents is not None:
         found += sum(rows.pairs(*each) for each in zip(*_measure_documents(batch), strict=True))
@@ -93,17 +94,6 @@ def _measure_documents(batch: Batch, where: Tensor | None = None) -> list[list[i
     keys = [each + stride * torch.arange(len(each))[:, None] for each in numbers]
     keys = [each.flatten() if where is None else each[where] for each in keys]
     return [torch.bincount(each, minlength=stride * len(batch.input_ids)).tolist() for each in keys]
-
-
-def _count_rows(batch: Batch) -> int:
-    """Count the rows that the model reads: B, or B·K if records have K texts [B, K, T]."""
-    return batch.input_ids.shape[:-1].numel()
-
-
-def _measure(batch: Batch) -> tuple[int, int | None]:
-    """Return the number of tokens in a row, and in a decoder's row (None without an encoder)."""
-    written = None if batch.decoder_input_ids is None else batch.decoder_input_ids.shape[1]
-    return batch.input_ids.shape[-1], written
 
 
 def count_parameters_of(model: Model, settings: Training) -> tuple[int, int]:

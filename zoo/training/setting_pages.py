@@ -49,11 +49,6 @@ def _list_components(choice: type[Spec]) -> dict[str, type[Spec]]:
     return {name: axes[0] for name, axes in found.items() if len(axes) == 1}
 
 
-def _list_axes(choice: type[Spec]) -> dict[str, type[Spec]]:
-    """Return the fields of a choice that hold components of an axis with choices, each with the axis."""
-    return {name: axis for name, axis in _list_components(choice).items() if not axis.kind}
-
-
 def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
     """Describe a component of training that has no choices, or its field `rest`. A component that is null by default is
     set as a whole, any other one field by field."""
@@ -93,7 +88,8 @@ def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -
         hint = did_you_mean(rest[0], known) or f" (`zoo explain {place}` lists them)"
         raise ConfigError(f"{place}.{rest[0]}: is no choice and no field of {place}{hint}")
     owner, command = kinds[having[0]], f"{command}={having[0]} {place}.{rest[0]}"
-    if below := _list_axes(owner).get(rest[0]):
+    below = _list_components(owner).get(rest[0])
+    if below is not None and not below.kind:  # an axis that has choices
         return _explain_axis(f"{place}.{rest[0]}", below, rest[1:], command)
     page = _explain_field(f"{place}.{rest[0]}", read_fields(owner)[rest[0]], owner, f"{command}=%s")
     return page | {"kinds": having}
