@@ -16,10 +16,9 @@ def read_evaluation_batches(
     seq_len: int,
     *,
     documents: bool = False,
-    limit: int | None = None,
     collate: Collate | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of the split in order, at most `limit`: each id after the first is a target once.
+    """Yield batches of the split in order: each id after the first is a target once.
 
     The last batch of whole rows may have fewer rows, and the ids left over form a batch of one shorter row. So a mean
     over batches must be weighted by their numbers of targets. With `collate`, only whole rows are read.
@@ -30,7 +29,7 @@ def read_evaluation_batches(
     ]
     if collate is None and (len(tokens) - 1) % seq_len:
         groups.append([n_rows])
-    return read_groups(tokens, groups[:limit], seq_len, documents, collate)
+    return read_groups(tokens, groups, seq_len, documents, collate)
 
 
 def read_groups(
