@@ -18,9 +18,8 @@ from zoo.checkpoint.beside import GENERATION
 from zoo.checkpoint.newest_checkpoint import ChosenCheckpoint, choose_checkpoint, leave_behind
 from zoo.data import PreparedData, refuse_old_position
 from zoo.data.chat.template import ChatTemplate
-from zoo.data.cut_rows import describe_pair_cuts, name_length
+from zoo.data.cut_rows import name_length
 from zoo.data.tokenizer import Tokenizer
-from zoo.data.tokens import PairFile
 from zoo.disk import remove_drafts, write_text
 from zoo.distributed.meeting import join_processes
 from zoo.distributed.world import ALONE, World, read_world
@@ -42,7 +41,7 @@ from zoo.training.log import APPENDED, NONFINITE
 from zoo.training.loggers import open_relay
 from zoo.training.loop import fit
 from zoo.training.memory_fit import advise, take_share
-from zoo.training.objective import Auto, RecordObjective, Seq2Seq
+from zoo.training.objective import Auto, RecordObjective
 from zoo.training.objective.base import describe
 from zoo.training.planning import CONFIG, MODEL, TrainingPlan, plan_resumption, plan_training
 from zoo.training.restarts import describe_restart, has_checkpoint, note_choice, settle_choice
@@ -319,15 +318,12 @@ def describe_run(run: Run) -> None:
 
 def describe_cut_rows(planned: TrainingPlan, data: PreparedData) -> Iterator[str]:
     """Yield lines on training documents that are truncated or left out."""
-    objective, seq_len = planned.settings.objective, planned.settings.seq_len
-    cure = name_length("seq_len=", planned.spec.max_seq_len)
+    settings, spec = planned.settings, planned.spec
+    cure = name_length("seq_len=", spec.max_seq_len)
     for source in data.sources:
         of = f" of {source.name}" if source.name else ""
-        if isinstance(objective, Seq2Seq) and isinstance(source.tokens, PairFile):
-            most = objective.lay_out(planned.spec, seq_len)
-            yield from (f"data: {line}" for line in describe_pair_cuts(source.tokens, of, most, seq_len, cure))
-        else:
-            yield from (f"data: {line}" for line in source.tokens.describe_cuts(of, seq_len, cure))
+        cuts = settings.objective.describe_cuts(spec, source.tokens, of, settings.seq_len, cure)
+        yield from (f"data: {line}" for line in cuts)
 
 
 def note_failure(run: Run, status: str, error: BaseException) -> None:

@@ -6,16 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from zoo.data.cut_rows import describe_pair_cuts, name_length
+from zoo.data.cut_rows import name_length
 from zoo.data.held_out_rows import read_evaluation_batches
-from zoo.data.tokens import PairFile, TokenFile, move_batch
+from zoo.data.tokens import TokenFile, move_batch
 from zoo.errors import ConfigError, ZooError
 from zoo.lazy import torch
 from zoo.text.reader import longest_text
 from zoo.text.score import MANY_TOGETHER, TOGETHER, Stream, TextScore, check_vocabulary, score, settle_windows
-from zoo.training.objective import Context, Objective, RecordObjective, Seq2Seq
+from zoo.training.objective import Context, Objective, RecordObjective
 
 if TYPE_CHECKING:
     from zoo.data import PreparedData
@@ -29,18 +29,6 @@ Advance = Callable[[int], object]
 """Called with the number of tokens or rows scored since the last call."""
 
 
-class ScoredSource(Protocol):
-    """A source to score. `size` is the number of tokens or rows that `advance` counts up to."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int: ...
-
-    def score(self, model: Model, advance: Advance) -> TextScore: ...
-
-
 @dataclass(frozen=True)
 class Windowed:
     """Streams of tokens in sliding windows. Each token is scored once, given the earlier tokens in its window."""
@@ -52,6 +40,7 @@ class Windowed:
 
     @property
     def size(self) -> int:
+        """The number of tokens to score, which `advance` counts up to."""
         return sum(stream.n_scored for stream in self.streams)
 
     def score(self, model: Model, advance: Advance) -> TextScore:
@@ -73,6 +62,7 @@ class Collated:
 
     @property
     def size(self) -> int:
+        """The number of rows to score, which `advance` counts up to."""
         return self.tokens.count_rows(self.context)
 
     def score(self, model: Model, advance: Advance) -> TextScore:
@@ -104,7 +94,7 @@ class Material:
     """The parts to score, and their description: `data` in words, the kind of the `objective`, its `targets` in words,
     and the sizes of windows or rows. Rows do not overlap, so they have no stride."""
 
-    parts: Sequence[ScoredSource]
+    parts: Sequence[Windowed | Collated]
     data: str
     objective: str
     targets: str
@@ -142,16 +132,14 @@ def make_parts(
     or stride that does not suit model, data or objective."""
     if plan.objective.every_token:
         windows = settle_windows(spec, context, stride, tell)
-        streams = [(each.name, [make_stream(each.tokens, plan.data.apart)]) for each in data.held_out]
+        streams = [
+            (name, [Stream(tokens.ids, tokens.n_bytes, tokens.eos_id, documents=plan.data.apart)])
+            for name, _, tokens in data.held_out
+        ]
         return cut_windows(streams, plan.describe(), spec, windows)
     if stride is not None:
         raise ConfigError(f"stride: is {stride}, and rows of {plan.objective.kind} do not overlap (leave it out)")
     return make_rows(plan, data, spec, context, tell, start)
-
-
-def make_stream(tokens: TokenFile, documents: bool) -> Stream:
-    """Make a stream of a source's tokens."""
-    return Stream(tokens.ids, tokens.n_bytes, tokens.eos_id, documents=documents)
 
 
 def make_rows(
@@ -232,13 +220,7 @@ def tell_of_rest(part: Collated, spec: Topology, tell: Tell) -> None:
     if not part.size:
         found = f"fills no row of {part.context} tokens, found {len(tokens)}"
         raise ConfigError(f"data: the text{of} {found} (a longer text, or --context {max(len(tokens) - 1, 2)})")
-    if isinstance(tokens, PairFile):
-        if isinstance(part.objective, Seq2Seq):
-            most = part.objective.lay_out(spec, part.context)
-            for line in describe_pair_cuts(tokens, of, most, part.context, cure):
-                tell(line)
-    elif part.objective.reads != "text":
-        for line in tokens.describe_cuts(of, part.context, cure):
-            tell(line)
-    elif left := len(tokens) - 1 - part.size * part.context:
+    for line in part.objective.describe_cuts(spec, tokens, of, part.context, cure):
+        tell(line)
+    if part.objective.reads == "text" and (left := len(tokens) - 1 - part.size * part.context):
         tell(f"{left:,} of {len(tokens) - 1:,} tokens{of} fill no row of {part.context}, and are not scored")

@@ -117,6 +117,12 @@ class Objective(Spec, axis="objective"):
         """Make the function that turns rows of ids [B, T + 1] into batches; the tokenizer has been extended."""
         raise NotImplementedError
 
+    def describe_cuts(
+        self, spec: Topology, tokens: Any, of: str, seq_len: int, cure: Callable[[int], str]
+    ) -> Iterator[str]:
+        """Yield lines on what documents lose in rows of `seq_len` (`zoo.data.tokens.TokenFile.describe_cuts`)."""
+        return tokens.describe_cuts(of, seq_len, cure)
+
     def accepts(self, content: str) -> bool:
         """Whether the objective learns from data with this content (`DataSettings.content`)."""
         return content == self.reads

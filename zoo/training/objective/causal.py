@@ -12,7 +12,7 @@ from zoo.model.loss import IGNORED
 from zoo.training.objective.base import Context, Objective, describe, refuse_headless, refuse_topology, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
@@ -105,6 +105,13 @@ class Seq2Seq(Objective, kind="seq2seq"):
     def widths(self, spec: Topology, seq_len: int, documents: bool) -> dict[str, int]:
         source, answer = self.lay_out(spec, seq_len)
         return {"": seq_len} if spec.kind == "decoder" else {"encoder": source, "decoder": answer}
+
+    def describe_cuts(
+        self, spec: Topology, tokens: Any, of: str, seq_len: int, cure: Callable[[int], str]
+    ) -> Iterator[str]:
+        from zoo.data.cut_rows import describe_pair_cuts
+
+        return describe_pair_cuts(tokens, of, self.lay_out(spec, seq_len), seq_len, cure)
 
     def collator(self, context: Context) -> Collate:
         start = None if context.spec.kind == "decoder" else context.spec.start_id
