@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 from zoo.analysis.solve.bisection import find_crossing
 from zoo.errors import ConfigError, refuse
 from zoo.grammar import resolve
+from zoo.grammar.places import find_value
 from zoo.jobs.forecast import Forecaster, price_elementwise, price_run
-from zoo.jobs.loader import task_config
 from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
-from zoo.training.planning import TrainingPlan, resolve_config
+from zoo.training.planning import TrainingPlan
 
 TOLERANCE = 0.01
 """An arm is matched if its cost differs from the baseline's by at most this fraction."""
@@ -141,7 +141,7 @@ class Matching:
         refuse(faults)
         ordered = [first, *(name for name in arms if name != first)]
         names = list(group_by_arm([found[was][0] for was in ordered]))
-        described = (describe_arm(plan, was, found[was], self, forecaster) for was in ordered)
+        described = (describe_arm(was, found[was], self, forecaster) for was in ordered)
         return Match(
             self.budget, self.by, [replace(arm, name=name) for name, arm in zip(names, described, strict=True)]
         )
@@ -157,7 +157,7 @@ def choose_dimension(plan: LaunchPlan, jobs: Sequence[SweepPoint], budget: str, 
     try:
         target = figure(arms[baseline or next(iter(arms))][0].planned)
         for own in arms.values():
-            read_dimension(plan, own[0], heads)
+            read_dimension(own[0], heads)
             solve_arm(plan, own[0], heads, figure, target)
     except (ConfigError, KeyError):  # an arm without such heads, or an unknown baseline, which is said later
         return BUDGETS[budget]
@@ -212,8 +212,8 @@ def solve_arm(
     Multiples of 8 are preferred for widths. Raises ConfigError with the nearest value if none is within 1 %."""
     if abs(figure(job.planned) / target - 1) <= TOLERANCE:
         return None
-    start = read_dimension(plan, job, by)
-    heads = list_divisors(plan, job) if by.rpartition(".")[2] == "n_kv_heads" else ()
+    start = read_dimension(job, by)
+    heads = list_divisors(job) if by.rpartition(".")[2] == "n_kv_heads" else ()
 
     @functools.cache
     def share(value: int) -> float:
@@ -257,32 +257,28 @@ def list_grains(plan: LaunchPlan, job: SweepPoint, by: str) -> tuple[int, ...]:
     return (8, 2) if isinstance(width, int) or not isinstance(heads, int) else (math.lcm(8, 2 * heads), 2 * heads)
 
 
-def list_divisors(plan: LaunchPlan, job: SweepPoint) -> tuple[int, ...]:
+def list_divisors(job: SweepPoint) -> tuple[int, ...]:
     """List the numbers of key-value heads that a job's heads can share: the divisors of n_heads."""
-    heads = read_dimension(plan, job, "n_heads")
+    heads = read_dimension(job, "n_heads")
     return tuple(each for each in range(1, heads + 1) if heads % each == 0)
 
 
-def read_dimension(plan: LaunchPlan, job: SweepPoint, by: str) -> int:
+def read_dimension(job: SweepPoint, by: str) -> int:
     """Read the value of a dimension in a job's config. Raises ConfigError if it is no positive whole number."""
-    config = resolve_config(task_config(plan.loader.compose_job(job.typed)))
-    value: Any = {**config, "model": resolve(config["model"])}
-    for key in find_place(by).split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+    config = job.planned.config
+    value = find_value({**config, "model": resolve(dict(config["model"]))}, find_place(by))
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{by} is {value!r} there (--match-by names a dimension that its model has)")
     return value
 
 
-def describe_arm(
-    plan: LaunchPlan, was: str, jobs: Sequence[SweepPoint], asked: Matching, forecaster: Forecaster
-) -> MatchedArm:
+def describe_arm(was: str, jobs: Sequence[SweepPoint], asked: Matching, forecaster: Forecaster) -> MatchedArm:
     """Make the MatchedArm of solved jobs, with their costs. The caller sets the arm's new name."""
     price = price_run(jobs[0].planned, memory=False)
     names = dict.fromkeys((*CURRENCIES, FIGURES.get(asked.budget, "params")))
     priced = {**vars(price), "all_flops": price.all_flops, "elementwise": price_elementwise(jobs[0].planned)}
     figures = {each: value for each in names if (value := priced[each]) is not None}
-    value = read_dimension(plan, jobs[0], asked.by)
+    value = read_dimension(jobs[0], asked.by)
     if find_place(asked.by) == "model.n_kv_heads":  # the attention's own: mha reads no such key
         blocks = (each for tower in jobs[0].planned.spec.towers().values() for each in tower.blocks.values())
         value = next((each.attention.n_kv_heads for each in blocks if hasattr(each.attention, "n_kv_heads")), value)

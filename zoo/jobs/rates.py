@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import runs
 from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
 from zoo.errors import ConfigError, ZooError, refuse
+from zoo.grammar.places import find_value
 from zoo.jobs.sweep import Sweep, SweepPoint, find_key, group_by_arm
 
 if TYPE_CHECKING:
@@ -128,14 +129,6 @@ class RateSearch:
         }
 
 
-def find_faults(jobs: Sequence[SweepPoint], key: str = KEY) -> list[str]:
-    """List the faults of a search: the sweep itself varies the number at `key`."""
-    stated = {word for each in jobs for word in each.typed if find_key(word) == key}
-    if len(stated) > 1:
-        return [f"search_lr: the sweep varies {key} itself, found {', '.join(sorted(stated))} (one of them)"]
-    return []
-
-
 def search_rates(
     plan: LaunchPlan,
     sweep: Sweep,
@@ -150,8 +143,10 @@ def search_rates(
     run together: `launch` is called with them, and with their fields in sweep.json by job name. Returns the jobs of all
     seeds at the chosen values, and the searches by arm. Raises ConfigError if the sweep varies the rate itself, and
     ZooError if every value of an arm failed."""
-    if key == KEY and (faults := find_faults(jobs)):
-        raise ConfigError(*faults)
+    stated = {word for each in jobs for word in each.typed if find_key(word) == KEY}
+    if key == KEY and len(stated) > 1:
+        found = f"the sweep varies {KEY} itself, found {', '.join(sorted(stated))}"
+        raise ConfigError(f"search_lr: {found} (one of them)")
     arms = group_by_arm(jobs)
     begin = begin or (lambda job: RateSearch(read_number(job, key)))
     searches = {name: begin(at_search(plan, own[0])) for name, own in arms.items()}
@@ -172,9 +167,7 @@ def search_rates(
 
 def read_number(job: SweepPoint, key: str) -> float:
     """Read the number that a job's config has at a key. Raises ConfigError if it is no positive number."""
-    value: Any = job.planned.config
-    for each in key.split("."):
-        value = value.get(each) if isinstance(value, Mapping) else None
+    value = find_value(job.planned.config, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise ConfigError(
             f"tune: {key} is {value!r} there, and multiples of it are tried (a key whose value is above 0)"
