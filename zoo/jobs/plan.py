@@ -131,11 +131,16 @@ class LaunchPlan:
 
     def run(self) -> Any:
         """Run the single job. Returns the task's result, or raises its error."""
+        from zoo.jobs.train import rejoin_run, start_run
+
         if not read_world().main:
-            return self._follow()
+            return start_run(task_config(self.jobs[0]))  # without a folder of its own, and without Hydra
         if (own := self._find_own()) is not None:
             if restarts.has_checkpoint(own):
-                return self._rejoin(own)
+                try:
+                    return rejoin_run(own, task_config(self.jobs[0]))
+                finally:
+                    runs.remember(own)
             restarts.clear_for_restart(own)
         with self.hold_folder() as folder:
             self.loader.folder = str(folder)
@@ -146,21 +151,6 @@ class LaunchPlan:
         if isinstance(result, BaseException):
             raise result
         return result
-
-    def _rejoin(self, folder: Path) -> Any:
-        """Resume the run in a folder after a restart, as `--resume` does."""
-        from zoo.jobs.train import rejoin_run
-
-        try:
-            return rejoin_run(folder, task_config(self.jobs[0]))
-        finally:
-            runs.remember(folder)
-
-    def _follow(self) -> Any:
-        """Run the single job in a process other than the main one: without a folder of its own, and without Hydra."""
-        from zoo.jobs.train import start_run
-
-        return start_run(task_config(self.jobs[0]))
 
     def launch(self, folder: Path, jobs: Sequence[SweepPoint]) -> None:
         """Run jobs of a sweep. Each job that ends, failed or not, leaves a `result.json` in its subfolder of

@@ -229,8 +229,5 @@ class Sweep:
         parts += [f"{resumed} to resume"] if resumed else []
         if not parts:
             return None
-        return f"{self.folder}: of {_counted(len(jobs))}, {', '.join(parts)}, {len(missing) - resumed} to start"
-
-
-def _counted(jobs: int) -> str:
-    return "1 job" if jobs == 1 else f"{jobs} jobs"
+        count = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        return f"{self.folder}: of {count}, {', '.join(parts)}, {len(missing) - resumed} to start"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
         refuse_second_run(folder)  # another process may have used the folder before the lock
     if again := describe_restart():
         show.say(f"{again}starts anew, as there is no checkpoint yet")
-    run = build_run(planned, folder, device, data, show, world, drawings=list_drawings())
+    run = build_run(planned, folder, device, data, show, world, drawings=DRAWINGS)
     if planned.data.written:
         trained, held_out = (sum(each.tokens.n_documents for each in part) for part in (data.sources, data.held_out))
         show.say(
@@ -180,7 +180,7 @@ def resume_run(folder: str | Path, overrides: Sequence[str] = (), typed: DictCon
         planned, device, data = prepare_device_and_data(planned, show, world)
         if data.key != (was := counters["data"]["key"]):
             raise ConfigError(f"{folder}: its data is not what it was, found {data.key} (was {was})")
-        run = build_run(planned, folder, device, data, show, world, counters, list_drawings())
+        run = build_run(planned, folder, device, data, show, world, counters, DRAWINGS)
         restore_run(run, checkpoint)
         if world.main and leave_behind(checkpoint, show.say):
             show.say(f"goes back to step {run.step}: metrics and samples of later steps are cut off")
@@ -347,11 +347,6 @@ def describe_sample_of_rows(run: Run) -> str | None:
 # ---------------------------------------------------------------- what is drawn
 
 
-def list_drawings() -> dict[str, Callable[[Run], object]]:
-    """Return the functions that draw after each evaluation, by their names in messages."""
-    return {"picture": draw_picture, "page": draw_page}
-
-
 def draw_picture(run: Run) -> None:
     draw_losses(run.records.lines, run.name, run.folder / runs.PICTURE)
 
@@ -359,6 +354,10 @@ def draw_picture(run: Run) -> None:
 def draw_page(run: Run) -> None:
     """Write the page of the run so far."""
     write_page(RunRecord(run.folder), "running")
+
+
+DRAWINGS = {"picture": draw_picture, "page": draw_page}
+"""The functions that draw after each evaluation, by their names in messages."""
 
 
 def draw_last_page(run: Run, status: str) -> None:
