@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from zoo.data import PreparedData, hash_settings, make_tokenizer
 from zoo.data.cut_rows import describe_cuts
 from zoo.data.encode import PARTS
-from zoo.data.records import Faults, has_fields, is_text
+from zoo.data.records import Faults, has_fields, is_text, read_texts
 from zoo.data.rowcode import EncodedRow, RowEncoder
 from zoo.data.settings import DataSettings
 from zoo.data.split import Part, Unit, describe_copies, hash_text, split_units
@@ -67,10 +67,7 @@ class LabelledTask:
 
     def read_texts(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
         """Read the texts; None if one is empty or has a fault."""
-        texts = tuple(record[column] for column in self.texts)
-        if not all(is_text(text, column, where, faults) for text, column in zip(texts, self.texts, strict=True)):
-            return None
-        return None if any(not text or text.isspace() for text in texts) else texts
+        return read_texts(record, self.texts, where, faults)
 
     def read_label(self, value: Any, where: str, faults: Faults) -> tuple[Any, ...] | None:
         """Read the label; None if it has a fault, which is added to `faults`."""
@@ -114,7 +111,7 @@ class NumberTask(LabelledTask):
         if not given or any(isinstance(each, bool) or not isinstance(each, int | float) for each in given):
             faults.add(f"{where} has no number in '{self.label}', found {_show(value)} (a number, or a list of them)")
             return None
-        if not all(is_in_range(each) for each in given):
+        if not all(abs(each) <= LARGEST for each in given):  # targets are float32
             found = f"found {_show(value)} (a finite one of float32)"
             faults.add(f"{where} has a number in '{self.label}' that is not finite, {found}")
             return None
@@ -128,11 +125,6 @@ class NumberTask(LabelledTask):
 
     def settle(self, parts: Mapping[Part, Sequence[Example]], known: Any) -> tuple[dict[str, int], int]:
         return {}, count_numbers(parts, known)
-
-
-def is_in_range(number: float) -> bool:
-    """Whether a number is in the range of float32, the dtype of targets."""
-    return abs(number) <= LARGEST
 
 
 class TagTask(LabelledTask):

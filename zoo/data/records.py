@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -137,18 +137,12 @@ def is_text(text: object, column: str, where: str, faults: Faults) -> bool:
     return True
 
 
-def make_document(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> Document | None:
-    """Make a document of a record; None for a record without text, or with a fault, which is added to `faults`."""
-    texts = []
-    for column in columns:
-        if not has_fields(record, [column], name_keys(columns), where, faults):
-            return None
-        if not is_text(text := record[column], column, where, faults):
-            return None
-        texts.append(text)
-    if any(not text or text.isspace() for text in texts):
+def read_texts(record: Mapping[str, Any], columns: Sequence[str], where: str, faults: Faults) -> tuple[str, ...] | None:
+    """Read the texts in a record's fields; None if one is empty, or has a fault, which is added to `faults`."""
+    texts = tuple(record[column] for column in columns)
+    if not all(is_text(text, column, where, faults) for text, column in zip(texts, columns, strict=True)):
         return None
-    return Document(where, 0, tuple(texts))
+    return None if any(not text or text.isspace() for text in texts) else texts
 
 
 class RecordSource:
@@ -163,12 +157,22 @@ class RecordSource:
 
     def __iter__(self) -> Iterator[Document]:
         """Read every record as a document. Raises ConfigError with a line for each bad record, or if none has text."""
+
+        def find_texts(record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
+            there = has_fields(record, self.columns, name_keys(self.columns), where, faults)
+            return read_texts(record, self.columns, where, faults) if there else None
+
+        return self.list_documents(find_texts)
+
+    def list_documents(
+        self, find_texts: Callable[[Mapping[str, Any], str, Faults], tuple[str, ...] | None]
+    ) -> Iterator[Document]:
+        """Yield a document for each record of which `find_texts` finds texts. Raises ConfigError as `__iter__` does."""
         faults, found = Faults(), False
         for where, record in self.read(faults):
-            document = make_document(record, self.columns, where, faults)
-            if document is not None:
+            if (texts := find_texts(record, where, faults)) is not None:
                 found = True
-                yield document
+                yield Document(where, 0, texts)
         faults.settle()
         self.refuse_nothing(found)
 

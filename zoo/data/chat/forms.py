@@ -223,21 +223,14 @@ class Conversations:
     def __iter__(self) -> Iterator[Document]:
         """Yield a document for each record. Raises ConfigError with a line for each bad record, or if no record is
         usable."""
-        faults, found = Faults(), False
         self.counts.clear()
-        for where, record in self.source.read(faults):
-            self.counts["records"] += 1
-            texts = self.render(record, where, faults)
-            if texts is not None:
-                found = True
-                yield Document(where, 0, texts)
-        faults.settle()
-        self.source.refuse_nothing(found)
+        return self.source.list_documents(self.render)
 
     def render(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
         """Return the texts of a record; None if its answers are empty, or if it has a fault, which is added to
         `faults`. Raises ConfigError if the template cannot render any record."""
         columns = self.source.columns
+        self.counts["records"] += 1
         if not has_fields(record, columns, self.keys, where, faults):
             return None
         report = partial(self.report, where, faults)
