@@ -108,11 +108,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None, *, whole: 
     if rendered and settings.tokenizer.split_special_tokens:
         raise ConfigError(SPLIT_TEMPLATE)
     key = hash_settings(settings, {name: found.fingerprint for name, found in surveys.items()}, whole)
-
-    def build(folder: Path) -> None:
-        write_prepared(folder, settings, surveys, progress, whole)
-
-    folder = fill_cache(f"{settings.kind}-{key}", build)
+    folder = fill_cache(f"{settings.kind}-{key}", lambda at: write_prepared(at, settings, surveys, progress, whole))
     prepared = open_prepared(folder, settings, key, whole)
     if template is not None and settings.chosen_template is not None:
         prepared.tokenizer.template = template.default

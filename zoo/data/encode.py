@@ -296,8 +296,10 @@ def open_split(folder: Path, part: Part, index: Mapping[str, Any], packed: bool)
     from zoo.data.chat.conversation_rows import TurnFile
     from zoo.data.chat.preference_rows import PreferenceFile
 
-    kind = PreferenceFile if index["sequences"] == SEQUENCES["preferences"] else TurnFile
-    return kind(**about, packed=packed, sequences=lambda: (read("sizes"), read("counts")))
+    if index["sequences"] == SEQUENCES["conversations"]:
+        return TurnFile(**about, packed=packed, sequences=lambda: (read("sizes"), read("counts")))
+    # a document has the sequences of two conversations (`encode_answers`)
+    return PreferenceFile(**about, packed=packed, sequences=lambda: (read("sizes"), np.repeat(read("counts") // 2, 2)))
 
 
 def join_shards(shards: Sequence[Shard], first: np.ndarray, read: Callable[[Shard], np.ndarray]) -> Joined:

@@ -42,14 +42,14 @@ class TurnFile(TokenFile):
     """
 
     sequences: Callable[[], tuple[np.ndarray, np.ndarray]] = field(compare=False, repr=False)
-    """Reads two arrays: the number of tokens of each sequence, and the number of sequences of each document."""
+    """Reads two arrays: the number of tokens of each sequence, and the number of sequences of each conversation."""
     packed: bool
 
     @cached_property
     def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three arrays: the number of tokens of each sequence; the first sequence of each document, then the total
-        number of sequences; and the index of each document's first token in `ids`. The first id, an end of text,
-        belongs to no document."""
+        """Three arrays: the number of tokens of each sequence; the first sequence of each conversation, then the total
+        number of sequences; and the index of each conversation's first token in `ids`. The first id, an end of text,
+        belongs to none."""
         sizes, counts = self.sequences()
         firsts = np.concatenate([[0], np.cumsum(counts)])
         return sizes, firsts, 1 + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[firsts[:-1]]

@@ -41,22 +41,13 @@ class PreferenceRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceFile(TurnFile):
-    """One split of a corpus of preferences. The first half of a document's sequences is the better conversation, the
-    second half the worse.
+    """One split of a corpus of preferences. Record n has the conversations 2n, the better one, and 2n + 1.
 
     A row is one record. Records with a conversation of more than T tokens are left out, because a truncated answer is a
     different answer.
     """
 
     reference: RecordNumbers = field(default_factory=RecordNumbers, compare=False, repr=False)
-
-    @cached_property
-    def layout(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`TurnFile.layout` with a conversation in place of a document. Record n has the conversations 2n and 2n +
-        1."""
-        sizes, counts = self.sequences()
-        firsts = np.concatenate([[0], np.cumsum(np.repeat(counts // 2, 2))])
-        return sizes, firsts, 1 + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[firsts[:-1]]
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -109,8 +100,7 @@ def collate_answers(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, se
     """Make a next-token batch of B records: rows [2B, T], padded at their end. Record n has the rows 2n and 2n + 1.
     Nothing in it is random. T is the length of the longest row, rounded up to a multiple of STEP; with `one_shape` it
     is `seq_len`."""
-    turns = [each for row in rows for each in row.answers]
-    return predict_next(rows, turns, pad_id, choose_width([each.ids for each in turns], seq_len, one_shape))
+    return predict_next(rows, [each for row in rows for each in row.answers], pad_id, seq_len, one_shape)
 
 
 def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_len: int, one_shape: bool) -> Batch:
@@ -121,7 +111,7 @@ def collate_judged(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq
     for row in rows:
         before = row.read_before()
         turns += [*row.answers, *(mismatch(each, number, before, seq_len) for number, each in enumerate(row.answers))]
-    return predict_next(rows, turns, pad_id, choose_width([each.ids for each in turns], seq_len, one_shape))
+    return predict_next(rows, turns, pad_id, seq_len, one_shape)
 
 
 def mismatch(answer: TurnRow, number: int, before: AnswerPair, seq_len: int) -> TurnRow:
@@ -148,8 +138,11 @@ def collate_rated(rows: Sequence[PreferenceRow], keys: Any, *, pad_id: int, seq_
     )
 
 
-def predict_next(rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], pad_id: int, width: int) -> Batch:
-    """Make a next-token batch of conversations, padded to `width`. Only answers get a loss."""
+def predict_next(
+    rows: Sequence[PreferenceRow], turns: Sequence[TurnRow], pad_id: int, seq_len: int, one_shape: bool
+) -> Batch:
+    """Make a next-token batch of conversations, padded as by `collate_answers`. Only answers get a loss."""
+    width = choose_width([each.ids for each in turns], seq_len, one_shape)
     targets = [np.where(each.learned, each.ids, IGNORED)[1:] for each in turns]
     known = [row.reference for row in rows if row.reference is not None]
     return Batch(
