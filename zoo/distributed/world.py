@@ -94,14 +94,6 @@ class World:
         torch.distributed.all_gather_object(found, value, group=self.host)
         return found
 
-    def gather(self, value: object) -> list[Any]:
-        """Gather picklable values on the main process: a list by rank there, an empty one on the others."""
-        if self.size == 1:
-            return [value]
-        found: list[Any] = [None] * self.size
-        torch.distributed.gather_object(value, found if self.main else None, group=self.host)
-        return found if self.main else []
-
     def barrier(self) -> None:
         """Wait at a barrier for all processes."""
         if self.size > 1:
