@@ -62,8 +62,6 @@ def check_coordinates(
     overrides: Iterable[str],
     parametrisation: Parametrisation,
     widths: Sequence[int],
-    *,
-    optim: Optim | None = None,
 ) -> Coordinates:
     """Train a model at several widths on one batch of random tokens, and measure the change of the logits and of the
     last layer's outputs: the mean of |after − before|, averaged geometrically over seeds.
@@ -73,7 +71,7 @@ def check_coordinates(
     """
     recipe = ComposedModel(model, [*overrides])
     specs = [scale_model(recipe, width) for width in widths]
-    return _compare(specs, widths, parametrisation, optim, widths[0])
+    return _compare(specs, widths, parametrisation, widths[0])
 
 
 def check_depths(
@@ -81,21 +79,17 @@ def check_depths(
     overrides: Iterable[str],
     parametrisation: Parametrisation,
     depths: Sequence[int],
-    *,
-    optim: Optim | None = None,
 ) -> Coordinates:
     """Train and measure as `check_coordinates` does, at several depths (n_layers) instead of widths. Raises ConfigError
     for parts of the model that the parametrisation has no rule for."""
     recipe = ComposedModel(model, [*overrides])
     recipe.solved = ["n_layers"]
     specs = [recipe.spec({"n_layers": depth}) for depth in depths]
-    return _compare(specs, depths, parametrisation, optim, recipe.dims["d_model"])
+    return _compare(specs, depths, parametrisation, recipe.dims["d_model"])
 
 
-def _compare(
-    specs: Sequence[Any], sizes: Sequence[int], parametrisation: Parametrisation, optim: Optim | None, width: int
-) -> Coordinates:
-    optim = AdamW(lr=RATE / width, weight_decay=0.0) if optim is None else optim
+def _compare(specs: Sequence[Any], sizes: Sequence[int], parametrisation: Parametrisation, width: int) -> Coordinates:
+    optim = AdamW(lr=RATE / width, weight_decay=0.0)
     refuse(f"parametrisation: {fault}" for fault in parametrisation.refuses(specs[0], optim))
     logs: dict[str, list[float]] = {}
     for place, spec in enumerate(specs):
