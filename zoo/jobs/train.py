@@ -94,20 +94,15 @@ def begin_run(planned: TrainingPlan, folder: Path, show: Show, world: World, hel
     first = run.batches.read(0, 1)
     show.say(describe_row(first, planned.settings.objective.list_learned(first)[0], data.tokenizer))
     if world.main:
-        keep_files(planned.data.tokenizer, start.weights, folder / runs.TOKENIZER)
-        keep_template(data.tokenizer.template, folder / runs.TOKENIZER)
-        planned.settings.objective.keep_files(folder / runs.TOKENIZER, planned.spec)
-        keep_ends(data.tokenizer, folder / runs.TOKENIZER, data.template)
+        kept, template = folder / runs.TOKENIZER, data.tokenizer.template
+        keep_files(planned.data.tokenizer, start.weights, kept)
+        if template is not None and kept.is_dir():  # where a resumed run reads it
+            write_text(kept / runs.TEMPLATE, template)
+        planned.settings.objective.keep_files(kept, planned.spec)
+        keep_ends(data.tokenizer, kept, data.template)
         write_yaml(folder / CONFIG, planned.config)
         write_yaml(folder / MODEL, grammar.to_dict(planned.spec))
     return complete_run(run)
-
-
-def keep_template(template: str | None, folder: Path) -> None:
-    """Write a run's chat template into the folder of its tokenizer, where a resumed run reads it. Does nothing without
-    a template or a folder."""
-    if template is not None and folder.is_dir():
-        write_text(folder / runs.TEMPLATE, template)
 
 
 def keep_ends(tokenizer: Tokenizer, folder: Path, template: ChatTemplate | None) -> None:
