@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from zoo.data.settings import parse_node
 from zoo.training.packaged import read_packaged
-from zoo.training.settings import read_settings
+from zoo.training.settings import Training
 from zoo.training.usual_rate import describe_high_rate
 
 ONE_B, EIGHT_B = 1_235_814_400, 8_030_261_248  # parameters of Llama 3.2 1B and Llama 3.1 8B, as published
@@ -18,7 +19,7 @@ def describe(params: int = 100_000, optim: str = "adamw", lr: float | None = Non
     node = {**read_packaged("optim", optim), **({} if lr is None else {"lr": lr})}
     size = {"steps": 100, "batch_size": 1, "seq_len": 128}
     parts = {"objective": {"kind": objective}, "optim": node, "schedule": read_packaged("schedule", "cosine")}
-    return describe_high_rate(read_settings({**size, **parts, **more}), params)
+    return describe_high_rate(parse_node(Training, {**size, **parts, **more}), params)
 
 
 @pytest.mark.quick

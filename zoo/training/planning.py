@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
-from zoo.data.settings import SPLIT_TEMPLATE, RecordSettings
+from zoo.data.settings import SPLIT_TEMPLATE, RecordSettings, parse_node
 from zoo.errors import CheckpointError, ConfigError, did_you_mean, name_options, refuse
 from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
@@ -100,7 +100,7 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     if not isinstance(about := config["model"].get("about") or {}, dict):
         faults.append(f"model.about: is {quote(about)}, not a mapping (title, source, …)")
     rest = {key: value for key, value in config.items() if key not in ("model", "data")}
-    settings = collect_faults(faults, lambda: S.read_settings(rest))
+    settings = collect_faults(faults, lambda: parse_node(S.Training, rest))
     data = collect_faults(faults, lambda: DataSettings.read(config.get("data") or {}))
     spec = collect_faults(faults, lambda: grammar.to_spec(cfg.model, touched), "model")
     if settings and spec:
@@ -205,9 +205,8 @@ def find_misfits_of_rows(settings: S.Training, data: DataSettings, spec: Topolog
         yield f"batch_size: is 1, and {objective.kind} compares the records of a batch (2 at least; 64 is usual)"
     if isinstance(objective, RecordObjective):
         yield from find_misfits_of_records(objective, data)
-    else:
-        if not objective.accepts(data.content):
-            yield describe_other_data(objective, data)
+    elif not objective.accepts(data.content):
+        yield describe_other_data(objective, data)
     if data.tokenizer.split_special_tokens and data.needs_template:
         yield SPLIT_TEMPLATE
     if data.documents and (reason := objective.refuses_documents(spec)):

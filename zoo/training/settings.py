@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +18,6 @@ from pydantic import (
 
 from zoo.costs.again import explain_unknown
 from zoo.data.held_out_rows import EvalPart
-from zoo.data.settings import parse_node
 from zoo.errors import ConfigError
 from zoo.run.fp8 import MULTIPLE
 from zoo.sampling.options import Sampling
@@ -226,11 +224,6 @@ class Training(Spec, axis="command", kind="train", default="train"):
         """The precision that forward passes are autocast to; fp32 means no autocast. In bf16_pure the weights are
         bfloat16 already."""
         return "fp32" if self.pure else self.arithmetic
-
-
-def read_settings(node: Mapping[str, Any]) -> Training:
-    """Validate a resolved training config. Raises ConfigError with all of its faults."""
-    return parse_node(Training, node)
 
 
 def find_optimizer_mismatches(settings: Training, spec: Topology) -> list[str]:
