@@ -47,12 +47,11 @@ def decode_row(batch: Batch, row: int, tokenizer: Tokenizer, cut: Sequence[int] 
         ids = [token for token, real in zip(ids, batch.attention_mask[row].tolist(), strict=True) if real]
     if batch.decoder_input_ids is not None:
         marked = [*((token, False) for token in ids), *((token, True) for token in targets if token != IGNORED)]
-    elif batch.targets.shape != batch.input_ids.shape:
+        return list(_join(marked, tokenizer))
+    if batch.targets.shape != batch.input_ids.shape:
         return [*_join(((token, False) for token in ids), tokenizer), RowPiece(f" → {targets}", True)]
-    else:
-        documents = [0] * len(ids) if batch.documents is None else batch.documents[row].tolist()
-        return list(_decode_documents(ids, targets, documents, tokenizer, cut))
-    return list(_join(marked, tokenizer))
+    documents = [0] * len(ids) if batch.documents is None else batch.documents[row].tolist()
+    return list(_decode_documents(ids, targets, documents, tokenizer, cut))
 
 
 def _set_beside(batch: Batch, row: int, tokenizer: Tokenizer) -> Iterator[RowPiece]:

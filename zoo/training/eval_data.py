@@ -170,9 +170,8 @@ def read_own_data(own: TrainingPlan, node: Mapping[str, Any], typed: set[str]) -
     found = DataSettings.read({**node, "tokenizer": own.data.tokenizer, **template})
     if list_fields(found, SPLIT + BATCHES) != list_fields(own.data, SPLIT + BATCHES):
         return None
-    faults = [f"data.{name}: the run's own data keeps its split (leave it out)" for name in SPLIT]
-    changed = [getattr(found, name) != getattr(own.data, name) for name in SPLIT]
-    faults = [fault for fault, differs in zip(faults, changed, strict=True) if differs]
+    changed = [name for name in SPLIT if getattr(found, name) != getattr(own.data, name)]
+    faults = [f"data.{name}: the run's own data keeps its split (leave it out)" for name in changed]
     if any(key.startswith("data.tokenizer") for key in typed):
         faults.append("data.tokenizer: the run's own data keeps its tokenizer (leave it out)")
     refuse(faults)

@@ -99,9 +99,7 @@ class RunLog:
         self.failed = False  # a line could not be written and is missing
         for name, length in (lengths or {}).items():
             cut_file(find_record(folder, name), length)
-        self.lines: list[dict[str, Any]] = []
-        if lengths:
-            self.lines = read_lines(folder / METRICS)
+        self.lines: list[dict[str, Any]] = read_lines(folder / METRICS) if lengths else []
         self.relay: Relay | None = None
         """A tracker that gets lines and samples too."""
         mode = "a" if lengths else "w"

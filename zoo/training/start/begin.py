@@ -162,9 +162,8 @@ class StartSettings:
         if self.lora is not None:
             from zoo.run.adapters import Adapters, attach_adapters
 
-            lora = self.lora
-            plan = Adapters(lora.rank, lora.alpha, lora.dropout, lora.choose(model.spec), quantise=lora.quantise)
-            plan = replace(plan, dora=lora.dora)
+            lora, paths = self.lora, self.lora.choose(model.spec)
+            plan = Adapters(lora.rank, lora.alpha, lora.dropout, paths, quantise=lora.quantise, dora=lora.dora)
             if equal is not None and self.weights is not None:
                 fixed = {
                     name for name, part, _ in tensors(model.spec, model.spec.d_model) if not isinstance(part, Buffer)

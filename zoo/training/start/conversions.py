@@ -156,12 +156,9 @@ def add_heads(source: Any, target: Any, held: Tensors, path: str, generator: Any
         whole = spread(tensor.t()).unflatten(0, (target.n_heads, -1))
         return (whole * shares.to(whole.device)[:, None, None]).flatten(0, 1).t().contiguous()
 
-    for name in ("q", "gate"):
-        change(held, f"{path}{name}.weight", spread)
-        change(held, f"{path}{name}.bias", spread)
-    for name in ("k", "v"):
-        change(held, f"{path}{name}.weight", spread_kv)
-        change(held, f"{path}{name}.bias", spread_kv)
+    for leaf in ("weight", "bias"):
+        for name, how in {"q": spread, "gate": spread, "k": spread_kv, "v": spread_kv}.items():
+            change(held, f"{path}{name}.{leaf}", how)
     change(held, f"{path}o.weight", divide)
     change(held, f"{path}sinks", lambda each: spread(each[:, None])[:, 0])
     return f"attention: {source.n_heads} heads became {target.n_heads} (Net2Net; Chen et al., 2015)"

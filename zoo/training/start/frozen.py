@@ -40,12 +40,8 @@ def choose_trained(spec: Topology, freeze: Sequence[str], train: Sequence[str], 
 
 def find_task_heads(spec: Topology) -> tuple[str, ...]:
     """Find the prefixes of the names of task heads' weights."""
-    heads = {path: tower.head for path, tower in spec.towers().items()}
-    return tuple(
-        f"{path}.head." if path else "head."
-        for path, head in heads.items()
-        if head.n_logits and not head.predicts_tokens
-    )
+    heads = ((f"{path}.head." if path else "head.", tower.head) for path, tower in spec.towers().items())
+    return tuple(prefix for prefix, head in heads if head.n_logits and not head.predicts_tokens)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
