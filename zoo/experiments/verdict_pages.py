@@ -16,6 +16,7 @@ from zoo.ladder import climbing, rate_tuning
 from zoo.probes.card import LEGEND
 from zoo.report.rate_table import WINDOW
 from zoo.spec.fields import read_docstrings
+from zoo.training.setting_pages import make_page
 
 CARD = {(parts := line.partition(": "))[0]: parts[2] for line in LEGEND}
 
@@ -133,13 +134,11 @@ def explain_word(name: str) -> dict[str, Any] | None:
     if page is not None:
         values = [line for heading, source in page.sources.items() for line in _list_lines(heading, source)]
         also = {"also": [*page.also]} if page.also else {}
-        made = {"page": "setting", "name": page.words[0], "text": page.text, "values": values}
-        return {**made, "example": page.example, **also}
+        return make_page(page.words[0], page.text, page.example, values) | also
     told = [fields[name] for each in (Experiment, Expectation) if name in (fields := read_docstrings(each))]
     if not told:
         return None
-    made = {"page": "setting", "name": name, "text": told[0], "values": told[1:], "example": EXAMPLES[name]}
-    return {**made, "also": [EXPERIMENT.words[0], PAGES[0].words[0]]}
+    return make_page(name, told[0], EXAMPLES[name], told[1:]) | {"also": [EXPERIMENT.words[0], PAGES[0].words[0]]}
 
 
 def _list_lines(heading: str, source: object) -> list[str]:

@@ -10,6 +10,7 @@ from zoo.probes.all_probes import EVERY, make_probe
 from zoo.probes.base import Probe, format_setting
 from zoo.probes.card import LEGEND
 from zoo.spec.fields import first_sentence
+from zoo.training.setting_pages import make_page
 
 ABOUT = (
     "A synthetic task whose answers are known. `zoo probe MODEL` trains small models of the same kinds of layer on it, "
@@ -22,9 +23,8 @@ def explain_probe(name: str) -> dict[str, Any] | None:
     Raises ConfigError for an unknown probe after `probe.`."""
     if name in {"probe", "card", *(line.partition(":")[0] for line in LEGEND)}:
         values = [f"{each.name}: {first_sentence(inspect.getdoc(each) or '')}" for each in EVERY]
-        return _page(
-            "probe", ABOUT, [*values, "The columns of a card:", *LEGEND], "zoo probe MODEL --probe mqar,parity"
-        )
+        values += ["The columns of a card:", *LEGEND]
+        return make_page("probe", ABOUT, "zoo probe MODEL --probe mqar,parity", values)
     bare = name.removeprefix("probe.")
     if bare == name and name not in Probe.kinds:
         return None
@@ -36,9 +36,4 @@ def explain_probe(name: str) -> dict[str, Any] | None:
         usual = shown.pop("card")
         others = "; ".join(f"--size {size}: {value}" for size, value in shown.items() if value != usual)
         values.append(f"{field.name}: {usual}{f' ({others})' if others else ''}")
-    return _page(bare, " ".join((inspect.getdoc(kind) or "").split()), values, f"zoo probe MODEL --probe {bare}")
-
-
-def _page(name: str, text: str, values: list[str], example: str) -> dict[str, Any]:
-    """Make a page in the form of a training setting's page (`zoo.training.setting_pages`)."""
-    return {"page": "setting", "name": name, "text": text, "values": values, "example": example}
+    return make_page(bare, inspect.getdoc(kind), f"zoo probe MODEL --probe {bare}", values)

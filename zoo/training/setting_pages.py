@@ -60,7 +60,7 @@ def _explain_node(choice: type[Spec], rest: list[str]) -> dict[str, Any]:
         values = [f"{name}: {text.splitlines()[0].lstrip('# ')}" for name, text in packaged.items()]
         values += [_describe_field(field, choice) for field in fields.values()]
         example = f"zoo train MODEL {place}={next(iter(packaged))}" if packaged else command % next(iter(fields)) % "…"
-        return _page(place, inspect.getdoc(choice), example, values)
+        return make_page(place, inspect.getdoc(choice), example, values)
     if rest[0] not in fields or rest[1:]:
         raise ConfigError(f"{'.'.join([place, *rest])}: is no field of {place}{did_you_mean(rest[0], fields)}")
     return _explain_field(f"{place}.{rest[0]}", fields[rest[0]], choice, command % rest[0])
@@ -75,12 +75,12 @@ def _explain_axis(place: str, base: type[Spec], rest: list[str], command: str) -
     if not rest or rest == ["kind"]:
         values = [f"{kind}: {first_sentence(inspect.getdoc(each) or '')}" for kind, each in kinds.items()]
         other = next((kind for kind in kinds if kind != usual), usual)
-        return _page(place, inspect.getdoc(base), f"{command}={other}", values, default=usual)
+        return make_page(place, inspect.getdoc(base), f"{command}={other}", values, default=usual)
     if rest[0] in kinds:
         kinds, (word, *rest) = {rest[0]: kinds[rest[0]]}, rest
         if not rest:
             values = [_describe_field(field, kinds[word]) for field in read_fields(kinds[word]).values()]
-            return _page(f"{place}.{word}", inspect.getdoc(kinds[word]), f"{command}={word}", values)
+            return make_page(f"{place}.{word}", inspect.getdoc(kinds[word]), f"{command}={word}", values)
     having = [kind for kind, each in kinds.items() if rest[0] in read_fields(each)]
     having.sort(key=lambda kind: kind != usual)  # first the choice that a run has by default
     if not having:
@@ -103,7 +103,7 @@ def _explain_field(name: str, field: SpecField, owner: type[Spec], command: str)
     others = [write_value(each) for each in known if each is not field.default and each != field.default]
     example = values[0].split("`")[1] if values else others[0] if others else "…"
     default = "must be given" if field.is_required else write_value(_find_default(field, owner))
-    return _page(name, text, command % example, values, type=field.type, default=default)
+    return make_page(name, text, command % example, values, type=field.type, default=default)
 
 
 def _find_default(field: SpecField, owner: type[Spec]) -> Any:
@@ -112,7 +112,7 @@ def _find_default(field: SpecField, owner: type[Spec]) -> Any:
     return stated.get(field.name, field.default)
 
 
-def _page(name: str, text: str | None, example: str, values: list[str], **more: str) -> dict[str, Any]:
+def make_page(name: str, text: str | None, example: str, values: list[str], **more: str) -> dict[str, Any]:
     """Make a page: `values` are lines on the choices of an axis, the fields of a choice or the values of a field."""
     shown = {"page": "setting", "name": name, "text": " ".join((text or "").split()), "values": values}
     return {**shown, **more, "example": example}
