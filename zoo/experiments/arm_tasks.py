@@ -12,6 +12,7 @@ from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from zoo.ladder import LadderRequest
+    from zoo.probes.base import Probe as MadeProbe
 
 
 def _split_words(overrides: Any) -> Any:
@@ -81,11 +82,11 @@ class Probing(Modelled):
     settings: dict[str, Any] = {}
     rates: list[PositiveFloat] | None = None
 
-    def list_settings(self) -> dict[str, Any]:
-        """Return all settings of the probe, defaults included."""
+    def make(self) -> MadeProbe:
+        """Make the probe."""
         from zoo.probes.all_probes import make_probe
 
-        return make_probe(self.name, self.size, self.settings).settings()
+        return make_probe(self.name, self.size, self.settings)
 
 
 def _name_probe(stated: Any) -> Any:

@@ -242,7 +242,7 @@ class Experiment(Strict):
         ran = self.model_dump(include={"shared", "arms", "seeds", "metric", "measure", "probe"})
         ran |= self.model_dump(include={"baseline", "tune", "match", "match_by"}, exclude_defaults=True)
         config = None if (file := self.config_file()) is None else file.read_text(encoding="utf-8")
-        settings = None if self.probe is None else self.probe.list_settings()
+        settings = None if self.probe is None else self.probe.make().settings()
         ladder = [] if self.ladder is None else [self.ladder.model_dump()]
         return hashlib.sha256(json.dumps([ran, config, settings, *ladder], sort_keys=True).encode()).hexdigest()[:12]
 

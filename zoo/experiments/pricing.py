@@ -13,21 +13,19 @@ from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.jobs.forecast import price_run
 from zoo.jobs.plan import LaunchPlan, plan_launch
 from zoo.ladder import plan_ladder
-from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import load_small
 from zoo.report.arms import ALIKE
 from zoo.training.planning import TrainingPlan
 
 
-def price_arms(recipe: Experiment, short_form: bool = False) -> dict[str, dict[str, float]]:
+def price_arms(recipe: Experiment) -> dict[str, dict[str, float]]:
     """Price each arm from its config: parameters, tokens and FLOPs of training, and bytes of cache of one sequence; for
     a ladder only the parameters of the largest size. Raises ConfigError for an arm that cannot be trained."""
     if recipe.probe is not None:
         return {name: price_probed(recipe.probe, list_overrides(recipe, name)) for name in recipe.arms}
     if recipe.ladder is not None:
         return {name: _price_ladder(recipe.ladder, list_overrides(recipe, name)) for name in recipe.arms}
-    shared = [*recipe.shared, *recipe.form(short_form).overrides]
-    with plan_launch(shared, config=recipe.config_file(), sweeps=True, arms=recipe.arms) as launch:
+    with plan_launch(recipe.shared, config=recipe.config_file(), sweeps=True, arms=recipe.arms) as launch:
         return price_launch(launch)
 
 
@@ -54,7 +52,7 @@ def _price_ladder(asked: Laddering, overrides: list[str]) -> dict[str, float]:
 def price_probed(probe: Probing, overrides: list[str]) -> dict[str, float]:
     """Price one training of a model on a probe: parameters, tokens, FLOPs, elementwise operations of the forward
     passes, and bytes of cache of one sequence."""
-    task = make_probe(probe.name, probe.size, probe.settings)
+    task = probe.make()
     model, rest = probe.split_model(overrides)
     spec, _ = load_small(model, task, rest)
     priced = price(spec, Setup(context=task.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))

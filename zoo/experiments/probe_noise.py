@@ -126,7 +126,7 @@ def _list_verdicts(probe: str, metric: str) -> Iterator[KeptScores]:
         asked = recipe.probe
         if asked is None or asked.name != probe or outcome is None or outcome.key != recipe.key():
             continue
-        task = make_probe(probe, asked.size, asked.settings)
+        task = asked.make()
         for arm, own in outcome.values.get(metric, {}).items():
             model, overrides = asked.split_model(list_overrides(recipe, arm))
             values = tuple(value for value in own.values() if value is not None)

@@ -13,7 +13,6 @@ from zoo.experiments.judging import describe_pair
 from zoo.experiments.power_check import tell_blind
 from zoo.experiments.probe_noise import ProbeNoise, find_largest, find_probe_noise
 from zoo.experiments.recipe_tables import list_wide_margins
-from zoo.probes.all_probes import make_probe
 from zoo.report.tables import TextTable
 
 
@@ -62,7 +61,7 @@ def foresee_probe(experiment: Experiment) -> list[ProbePower]:
     metric, the file's `sigma` replaces that of stored runs."""
     asked = experiment.probe
     assert asked is not None
-    task, found = make_probe(asked.name, asked.size, asked.settings), []
+    task, found = asked.make(), []
     compared = [each for each in experiment.list_expectations() if each.verdict and each.against]
     effect = find_smallest_effect(experiment.form(False).looks[-1], LEVEL / max(len(compared), 1))
     for each in compared:
@@ -81,7 +80,7 @@ def foresee_probe(experiment: Experiment) -> list[ProbePower]:
 def make_power_table(experiment: Experiment, powers: Sequence[ProbePower]) -> TextTable:
     """Make a table with a row for each expected verdict."""
     assert experiment.probe is not None
-    unit = make_probe(experiment.probe.name).level_is
+    unit = experiment.probe.make().level_is
     seeds, rows = experiment.form(False).looks[-1], []
     for each in powers:
         seen, of = each.detected, f" {unit}" if each.metric == "reach" else ""

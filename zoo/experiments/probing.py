@@ -13,7 +13,6 @@ from zoo.experiments.judging import Ran, Values
 from zoo.experiments.pricing import check_matched, price_arms, price_probed
 from zoo.experiments.probe_noise import check_metrics, find_least_noise, read_metric
 from zoo.experiments.running import find_folder
-from zoo.probes.all_probes import make_probe
 from zoo.probes.battery import count_searched, hash_key, load_small, open_pool, predict_seconds, run_probe
 from zoo.report.price_plot import format_svg, write_figure
 from zoo.report.tables import TextTable
@@ -52,7 +51,7 @@ def probe_recipe(recipe: Experiment, folder: Path, short_form: bool) -> tuple[Ra
     costs = {name: count_costs(form.probe, list_overrides(recipe, name), each) for name, each in found.items()}
     seconds = sum(each.seconds for each in found.values())
     named = [replace(each, model=name, overrides=()) for name, each in found.items()]
-    task = make_probe(form.probe.name, form.probe.size, form.probe.settings)
+    task = form.probe.make()
     least = {
         metric: {name: find_least_noise(task, metric, own.values()) for name, own in by_arm.items()}
         for metric, by_arm in values.items()
@@ -73,7 +72,7 @@ def _load_arms(recipe: Experiment, short_form: bool) -> tuple[Probe, dict[str, A
     """Return the probe, and each arm's model shrunk to the probe's size."""
     asked = recipe.form(short_form).probe
     assert asked is not None
-    task, found = make_probe(asked.name, asked.size, asked.settings), {}
+    task, found = asked.make(), {}
     for name in recipe.arms:
         model, overrides = asked.split_model(list_overrides(recipe, name))
         found[name] = load_small(model, task, overrides)[0]
@@ -87,7 +86,7 @@ def plan_probe(recipe: Experiment, measure: bool = True) -> dict[str, dict[str, 
     asked, found = recipe.probe, price_arms(recipe)
     check_matched(recipe, found)
     assert asked is not None
-    check_metrics(make_probe(asked.name, asked.size, asked.settings), recipe.list_metrics())
+    check_metrics(asked.make(), recipe.list_metrics())
     searched, seeds = count_searched(asked.rates), recipe.form(False).looks[-1]
     for costs in found.values():
         costs |= {each: (searched + seeds) * costs[each] for each in costs.keys() - {"params", "cache_bytes"}}
