@@ -110,7 +110,7 @@ def test_the_terminal_the_file_the_page_and_the_picture_give_one_interval(here: 
         shown = format_spread(each["value"], (each["interval"][1] - each["interval"][0]) / 2, "+")
         assert f"{shown} {each['p']:.3f}" in said
         assert sum(f"{shown}|{each['p']:.3f}" in row for row in rows) == (1 if each["metric"] else 2)
-    report = report_experiment("heads", read_recipe(file), Path("sweeps/experiments/heads"), False).report
+    report = report_experiment("heads", read_recipe(file), Path("sweeps/experiments/heads")).report
     assert report is not None and "over all comparisons of the experiment" in said
     assert run(["report", "sweeps/experiments/heads", "--json"]) == 0
     sweep = json.loads(capsys.readouterr().out)["arms"][1]

@@ -74,7 +74,7 @@ def judge_in_folder(
     if train:
         made = run_experiment(name, experiment, folder, False, observer)
     else:
-        made = report_experiment(name, experiment, folder, False)
+        made = report_experiment(name, experiment, folder)
     made.write(folder)
     return made
 
@@ -123,23 +123,23 @@ def _hash_models(plan: LaunchPlan) -> dict[str, str]:
     return {each.arm: each.name for each in reversed(plan.list_points())}
 
 
-def report_experiment(name: str, experiment: Experiment, folder: Path, short_form: bool) -> JudgedExperiment:
+def report_experiment(name: str, experiment: Experiment, folder: Path) -> JudgedExperiment:
     """Judge the existing runs in an experiment's folder (`_collect_ended`) without training. Raises ConfigError for a
     probe or a ladder."""
     if not experiment.trains:
         raise ConfigError("report: is for arms that train on text (--run repeats no training of a probe or a ladder)")
-    ran, arms, level, missing = _collect_ended(experiment, folder, short_form)
-    with plan_arms(experiment, folder, short_form) as plan:
+    ran, arms, level, missing = _collect_ended(experiment, folder)
+    with plan_arms(experiment, folder) as plan:
         registered = register(experiment, folder, _hash_models(plan))
-    outcome = replace(judge(name, experiment, ran, short_form, level, registered), missing=missing)
+    outcome = replace(judge(name, experiment, ran, False, level, registered), missing=missing)
     return describe_arms(outcome, experiment, ran, arms)
 
 
-def _collect_ended(experiment: Experiment, folder: Path, short_form: bool) -> tuple[Ran, list[Arm], float, list[str]]:
+def _collect_ended(experiment: Experiment, folder: Path) -> tuple[Ran, list[Arm], float, list[str]]:
     """Collect results and arms at the last complete look. Return them with the look's significance level and a list of
     missing runs. If no look is complete, collect the complete seeds, with the level of a look at them and a description
     of each missing run. Raises ConfigError if fewer than two seeds are complete."""
-    looks = experiment.form(short_form).looks
+    looks = experiment.form(False).looks
     whole = (each for each in reversed(looks) if not find_complete_seeds(experiment, folder, each)[2])
     complete, found, missing = find_complete_seeds(experiment, folder, next(whole, looks[0]))
     if len(complete) < 2:
@@ -148,7 +148,7 @@ def _collect_ended(experiment: Experiment, folder: Path, short_form: bool) -> tu
         said = f"{len(complete)} of {looks[0]} seeds are complete, and two have a spread"
         raise ConfigError(f"{folder}: {said}; {'; '.join(missing)} (--run)")
     level = find_look_levels(tuple(sorted({len(complete), *looks})))[0 if missing else looks.index(len(complete))]
-    return *collect_arms(experiment, found, short_form), level, missing
+    return *collect_arms(experiment, found, False), level, missing
 
 
 def report_folders(
@@ -163,7 +163,7 @@ def report_folders(
     stated = read_registered(folders[0]) if len(folders) == 1 else None
     if stated and stated.trains and baseline in (None, stated.first_arm()) and metric in (None, stated.metric):
         experiment = stated.model_copy(update={"margin": margin or stated.margin})
-        ran, arms, level, missing = _collect_ended(experiment, folders[0], False)
+        ran, arms, level, missing = _collect_ended(experiment, folders[0])
         return _compare_arms(experiment, ran, arms, False, level), missing
     arms, unfinished = group_arms(collect_runs(folders))
     metric = metric or "val_loss"
