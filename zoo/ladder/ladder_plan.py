@@ -142,7 +142,8 @@ def plan_ladder(asked: LadderRequest) -> Ladder:
     for at, size in enumerate(sizes, 1):
         rate = base.settings.optim.lr if "optim.lr" in keys else float(f"{compute_rate(size.params):.3g}")
         rung = _plan_rung(asked, base, f"{at:02}-{size.params}", size, rows, rate)
-        rungs += [rung] if asked.seeds == 1 else [_seed_rung(rung, seed) for seed in range(asked.seeds)]
+        seeds = range(asked.seeds) if asked.seeds > 1 else ()
+        rungs += [replace(set_keys(rung, {"seed": seed}), name=f"{rung.name}-{seed}") for seed in seeds] or [rung]
     return Ladder(asked.model, asked.tokens_per_param, tuple(rungs), asked.tune)
 
 
@@ -178,10 +179,6 @@ def _plan_rung(asked: LadderRequest, base: TrainingPlan, name: str, size: Ladder
     price = price_run(plan_run(asked.model, overrides), memory=False)
     assert price.flops is not None and price.params == size.params
     return Rung(name, overrides, size.params, rows * seq_len, rate, lengths, price.flops)
-
-
-def _seed_rung(rung: Rung, seed: int) -> Rung:
-    return replace(set_keys(rung, {"seed": seed}), name=f"{rung.name}-{seed}")
 
 
 def set_keys(rung: Rung, values: Mapping[str, object]) -> Rung:

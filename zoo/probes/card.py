@@ -193,7 +193,7 @@ def draw_cell(axes: Any, column: int, row: int, outcome: ProbeOutcome | None) ->
         axes.add_patch(Rectangle(corner, *size, hatch="////", facecolor="white", edgecolor="0.8"))
         text, color = NOT_TESTED, "0.35"
     else:
-        share = share_reached(outcome, outcome.reach)
+        share = sum(level <= outcome.reach for level in outcome.chances) / len(outcome.chances)
         fill = "white" if is_guessed(outcome) else colormaps["Blues"](0.08 + 0.77 * share)
         axes.add_patch(Rectangle(corner, *size, facecolor=fill, edgecolor="0.85", linewidth=0.6))
         text, color = format_level(outcome).replace(" (", "\n").rstrip(")"), "white" if share > 0.6 else "black"
@@ -220,8 +220,3 @@ def make_bars(values: Mapping[str, Mapping[int, float]], metric: str) -> Figure:
     axes.set_xlim(min(0.0, *every) - (0.02 * most if min(every) < 0 else 0), 1.12 * most)
     axes.set_xlabel(f"mean {metric} (points: single seeds)")
     return axes.figure
-
-
-def share_reached(outcome: ProbeOutcome, reach: int) -> float:
-    """Return the fraction of a probe's levels that are at most `reach`."""
-    return sum(level <= reach for level in outcome.chances) / len(outcome.chances)

@@ -30,18 +30,11 @@ STRIPPED = ("pre", "post", "post_inside", "sandwich", "parallel")
 """Kinds of block with a mixer and a feed-forward, which are reduced to a block with only the mixer."""
 
 AT_MOST = {
-    **{"d_state": 16, "dt_rank": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16},
-    **{"qk_rope_head_dim": 16, "n_experts": 4, "zero_experts": 2, "null_experts": 1, "d_router": 16, "heads": 2},
-    **{
-        "decay_rank": 16,
-        "gate_rank": 16,
-        "rate_rank": 16,
-        "value_rank": 16,
-        "laurel_rank": 16,
-        "width": 32,
-        "out_width": 32,
-    },
-    **{"latent": 32, "rank": 16, "adapter_rank": 16, "landmarks": 16, "block_size": 16, "global_block_size": 16},
+    **dict.fromkeys(("d_state", "d_router", "landmarks", "block_size", "global_block_size"), 16),
+    **dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "rank", "adapter_rank"), 16),
+    **dict.fromkeys(("decay_rank", "gate_rank", "rate_rank", "value_rank", "laurel_rank"), 16),
+    **dict.fromkeys(("q_lora_rank", "width", "out_width", "latent"), 32),
+    **{"dt_rank": 4, "n_experts": 4, "zero_experts": 2, "null_experts": 1, "heads": 2},
     **{"table_size": 1000, "eos_id": 0},
 }
 """Upper limits of dimensions in the small model, by key."""
