@@ -3,15 +3,13 @@
 from typing import Any
 
 from zoo.training.objective.base import Context, Loss, Objective, suggest
-from zoo.training.objective.causal import NextToken, PrefixLM, Seq2Seq
-from zoo.training.objective.chat import Chat
+from zoo.training.objective.causal import Chat, NextToken, PrefixLM, Seq2Seq
 from zoo.training.objective.contrastive import Contrastive
 from zoo.training.objective.distil import Distil
 from zoo.training.objective.kto import KTO
 from zoo.training.objective.labelled import Classify, RecordObjective, Regress, Tag
 from zoo.training.objective.masked import MLM
-from zoo.training.objective.preference import DPO, IPO, ORPO
-from zoo.training.objective.reward import Reward
+from zoo.training.objective.preference import DPO, IPO, ORPO, Reward
 from zoo.training.objective.spans import UL2, Denoising, SpanCorruption
 
 __all__ = [

@@ -1,5 +1,5 @@
 # B rows, T tokens
-"""Autoregressive objectives: predict all tokens, those after a prefix, or the answer to a source."""
+"""Autoregressive objectives: predict all tokens, those after a prefix, the answer to a source, or the assistant's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PositiveInt
 
 from zoo.model.loss import IGNORED
-from zoo.training.objective.base import Context, Objective, describe, refuse_headless, refuse_topology, suggest
+from zoo.training.objective.base import (
+    Context,
+    Objective,
+    count_to_last_target,
+    describe,
+    refuse_headless,
+    refuse_topology,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -136,6 +144,28 @@ def _collate_pairs(
 
     sources, answers = zip(*rows, strict=True)
     return pad_pairs(sources, [[*around[0], *answer, *around[1]] for answer in answers], **how)
+
+
+class Chat(Objective, kind="chat"):
+    """Predict the assistant's answers, given the conversation before each (supervised fine-tuning; Ouyang et al.,
+    2022): next-token loss on the tokens of answers alone. The data has a `data.form`."""
+
+    reads: ClassVar[str] = "conversations"
+    scored: ClassVar[str] = "tokens of the assistant's answers"
+
+    def refuses(self, spec: Topology) -> str | None:
+        if spec.kind != "decoder":
+            return f"chat is learned by a decoder, the model is {describe(spec)} (a decoder)"
+        return refuse_decoder(self.kind, spec)
+
+    def collator(self, context: Context) -> Collate:
+        from zoo.data.chat.conversation_rows import collate_turns
+
+        how = {"eos_id": context.tokenizer.eos_id, "seq_len": context.seq_len, "packed": context.documents}
+        return partial(collate_turns, **how)
+
+    def count_tokens(self, batch: Batch, seq_len: int) -> int:
+        return count_to_last_target(batch)
 
 
 def refuse_decoder(name: str, spec: Any) -> str | None:
