@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.training.optim.matrices import MatrixOptimizer
-from zoo.training.optim.update_rules import Groups
+from zoo.training.optim.update_rules import Groups, MatrixOptimizer
 
 SIDES = (("left", -2), ("right", -1))
 """The sides of a matrix that are rotated: the name of a side's states, and the dimension of the matrix."""

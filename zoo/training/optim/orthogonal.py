@@ -14,8 +14,7 @@ from torch import Tensor
 
 from zoo.costs.muon_stacks import count_stacked
 from zoo.distributed.sharded_tensors import is_shared, own_part, reshard
-from zoo.training.optim.matrices import MatrixOptimizer
-from zoo.training.optim.update_rules import Groups
+from zoo.training.optim.update_rules import Groups, MatrixOptimizer
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

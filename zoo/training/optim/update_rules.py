@@ -1,4 +1,5 @@
-"""Torch optimizers whose updates the device itself can skip: SGD, Lion, schedule-free AdamW and Adafactor."""
+"""Torch optimizers whose updates the device itself can skip: SGD, Lion, schedule-free AdamW and Adafactor, and the base
+of those that step the matrices inside layers by a rule of their own."""
 
 from __future__ import annotations
 
@@ -77,6 +78,31 @@ class Skippable(Optimizer):
             number = make_number(number, weight)
         state[name] = number + (more if self._skipped is None else self.drop(make_number(more, weight)))
         return state[name]
+
+
+class MatrixOptimizer(Skippable):
+    """Step groups with `hidden` by `step_matrices`, the others by torch's AdamW, with which it shares its states."""
+
+    def __init__(self, groups: Groups, *, fused: bool = False, **options: Any) -> None:
+        super().__init__(groups, {"weight_decay": 0.0, "hidden": True, **options})
+        others = [group for group in self.param_groups if not group["hidden"]]
+        self._adamw = torch.optim.AdamW(others, fused=fused) if others else None
+
+    @torch.no_grad()
+    def step(self, closure: Closure = None) -> float | None:  # type: ignore[override]
+        loss = evaluate(closure)
+        self.read_skipped()
+        for group in self.param_groups:
+            if group["hidden"]:
+                self.step_matrices(group)
+        others = [group for group in self.param_groups if not group["hidden"]]
+        if self._adamw is not None and others:
+            step_lent(self._adamw, others, self.state, getattr(self, "found_inf", None))
+        return loss
+
+    def step_matrices(self, group: dict[str, Any]) -> None:
+        """Step the matrices [A, B] and stacks of matrices [experts, A, B] of a group."""
+        raise NotImplementedError
 
 
 class TensorRule(Skippable):
