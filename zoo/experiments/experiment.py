@@ -15,10 +15,8 @@ from pydantic import AfterValidator, PositiveFloat, PositiveInt, ValidationError
 
 from zoo.analysis.verdict.comparison import Verdict
 from zoo.compose.sources import StatedFile, locate_faults
-from zoo.errors import ConfigError, did_you_mean, name_options
+from zoo.errors import ConfigError, did_you_mean, name_options, refuse
 from zoo.experiments.arm_tasks import Laddering, Overrides, Probe, Probing, Strict
-from zoo.experiments.key_faults import find_place, say_wanted
-from zoo.experiments.model_files import place_models
 from zoo.paths import recipes_dir
 from zoo.report.arms import CURRENCIES
 from zoo.report.history import HIGHER, RESULTS
@@ -298,6 +296,31 @@ def read_node(name: str) -> tuple[Path, Any]:
     return file, place_models(node, file) if isinstance(node, dict) else node
 
 
+def place_models(node: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Replace each `model=FILE` in `shared` and in the arms by an existing path: in the working directory, or else next
+    to `file`. Raises ConfigError for a missing file."""
+    faults: list[str] = []
+
+    def place(overrides: Any, key: str) -> Any:
+        if isinstance(overrides, list):
+            return [place(each, key) for each in overrides]
+        if not isinstance(overrides, str):
+            return overrides
+        return re.sub(r"(?<!\S)model=(\S+\.ya?ml)", lambda word: find(word[1], key), overrides)
+
+    def find(name: str, key: str) -> str:
+        beside = file.parent / name
+        if not Path(name).exists() and not beside.exists():
+            faults.append(f"{file}: {key}: model={name}: no such file, nor beside {file.name}")
+        return f"model={name if Path(name).exists() else beside}"
+
+    placed = {"shared": place(node["shared"], "shared")} if "shared" in node else {}
+    if isinstance(arms := node.get("arms"), dict):
+        placed["arms"] = {name: place(each, f"arms.{name}") for name, each in arms.items()}
+    refuse(locate_faults(faults, [StatedFile(file, str(file))]))
+    return node | placed
+
+
 def make_experiment(node: Any, file: Path) -> Experiment:
     """Make an experiment from plain data. Raises ConfigError with all faults, each with its line in the file."""
     try:
@@ -334,3 +357,26 @@ def _describe_faults(error: ValidationError, node: Any) -> Iterator[str]:
         else:
             said = "is missing" if kind == "missing" else item["msg"].removeprefix("Value error, ")
         yield f"{key}: {said}" if key else said
+
+
+def find_place(loc: tuple[Any, ...], node: Any, absent: bool) -> tuple[str, ...]:
+    """Return the path of a faulty key in the file. Names of types, which pydantic adds, are removed."""
+    place: list[str] = []
+    for each in loc:
+        inside = each in node if isinstance(node, dict) else isinstance(node, list) and each in range(len(node))
+        if inside:
+            node, place = node[each], [*place, str(each)]
+    return (*place, str(loc[-1])) if absent else tuple(place)
+
+
+_WANTED = {"integer": "a whole number", "string": "a text", "boolean": "true or false", "dictionary": "a mapping"}
+
+
+def say_wanted(item: Any) -> str:
+    """Describe the values that a key accepts, from pydantic's fault. Empty for other sorts of faults."""
+    if item["type"] == "literal_error":
+        return "one of: " + ", ".join(re.findall("'([^']*)'", item["ctx"]["expected"]))
+    if wanted := re.match(r"Input should be (?:a valid )?(\w+)(?: than (or equal to )?(.*))?", item["msg"]):
+        least = f"{wanted[3]} or more" if wanted[2] else f"a number above {wanted[3]}"
+        return least if wanted[3] else _WANTED.get(wanted[1], f"a {wanted[1]}")
+    return ""
