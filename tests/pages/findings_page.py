@@ -21,7 +21,6 @@ from zoo.experiments.recipe_tables import (
     list_arms,
     list_cells,
     list_costs,
-    list_rates,
     list_remarks,
     list_unmatched,
     tell_speedups,
@@ -257,7 +256,7 @@ def write_finding(
     lines += ["", format_markdown(FINDINGS, [list_cells(each, recipe, outcome.level) for each in outcome.findings]), ""]
     lines += [f"{each}.\n" for each in (*list_remarks(recipe, outcome), *list_unmatched(outcome))]
     lines += [format_markdown(*list_arms(recipe, outcome)), "", format_markdown(*list_costs(recipe, outcome)), ""]
-    if rates := list_rates(outcome):
+    if rates := rate_table.list_rows(outcome.searches, outcome.noise):
         lines += [format_markdown(rate_table.HEADER, rates), ""]
     if outcome.speedups:
         title, header, speedups, _ = tell_speedups(recipe, outcome)

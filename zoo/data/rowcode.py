@@ -53,9 +53,8 @@ class RowEncoder:
     def encode(self, texts: Sequence[tuple[str, ...]]) -> list[EncodedRow]:
         """Encode rows of one text or two."""
         if self.plain:
-            parts = self.tokenizer.encode_batch([text for row in texts for text in row])
-            rest = iter(parts)
-            return [self._join([next(rest) for _ in row]) for row in texts]
+            rest = iter(self.tokenizer.encode_many([text for row in texts for text in row], bare=True))
+            return [self._join([next(rest).ids for _ in row]) for row in texts]
         inputs = [text if not second else (text, *second) for text, *second in texts]
         return [EncodedRow(each.ids, each.type_ids, [], whole) for each, whole in self._encode(inputs)]
 

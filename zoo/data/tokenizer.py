@@ -110,10 +110,6 @@ class Tokenizer:
         with naming_panics():
             return self.backend.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts on all cores, with no tokens added around them."""
-        return [found.ids for found in self.encode_many(texts, bare=True)]
-
     def encode_many(self, texts: Sequence[str], *, bare: bool = False) -> list[tokenizers.Encoding]:
         """Encode many texts on all cores, as `encode` does. Neither offsets nor Python lists of ids are made, so a
         thread can encode while other Python code runs."""

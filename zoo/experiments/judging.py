@@ -265,26 +265,12 @@ def _subtract(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int,
 
 
 def _weigh_verdict(each: Expectation, made: Comparison, experiment: Experiment) -> Finding:
-    return Finding(
-        each.arm,
-        each.against,
-        str(each.verdict),
-        each.paper,
-        made.verdict,
-        made.difference,
-        made.interval,
-        made.adjusted,
-        each.verdict in ("any", made.verdict),
-        metric=each.metric,
-        margin=experiment.find_margin(each),
-        equivalence=made.equivalence,
-        detectable=made.detectable,
-        diverged=made.diverged,
-        noise=made.noise,
-        freedom=made.freedom,
-        counted=made.counted,
-        rate_error=made.rate_error,
-    )
+    holds = each.verdict in ("any", made.verdict)
+    found = (made.verdict, made.difference, made.interval, made.adjusted, holds)
+    shared = ("equivalence", "detectable", "diverged", "noise", "freedom", "counted", "rate_error")
+    more: dict[str, Any] = {name: getattr(made, name) for name in shared}
+    more |= {"metric": each.metric, "margin": experiment.find_margin(each)}
+    return Finding(each.arm, each.against, str(each.verdict), each.paper, *found, **more)
 
 
 def _mark_bound(found: Finding, ran: Ran) -> Finding:

@@ -113,7 +113,8 @@ def make_outcome_tables(
     form = "short form, " if outcome.form == "short" else ""
     ran = f"{form}{seeds} seeds an arm, {describe_rates(recipe)} learning rates{margin}; {outcome.date}, {took}"
     rows = [list_cells(each, recipe, outcome.level) for each in outcome.findings]
-    rates, compared = list_rates(outcome), sum(each.p is not None for each in outcome.findings)
+    rates = rate_table.list_rows(outcome.searches, outcome.noise)
+    compared = sum(each.p is not None for each in outcome.findings)
     return [
         *head,
         ran,
@@ -189,11 +190,6 @@ def list_wide_margins(recipe: Experiment) -> list[str]:
         and each.effect is not None
         and (margin := recipe.find_margin(each) or 0.0) >= abs(each.effect)
     ]
-
-
-def list_rates(outcome: ExperimentOutcome) -> list[list[str]]:
-    """List a row for each arm with a searched learning rate: the rate, and the width of its window."""
-    return rate_table.list_rows(outcome.searches, outcome.noise)
 
 
 def list_cells(each: Finding, recipe: Experiment, level: float = LEVEL) -> list[str]:

@@ -20,7 +20,6 @@ from zoo.experiments.recipe_tables import (
     list_arms,
     list_cells,
     list_costs,
-    list_rates,
 )
 from zoo.experiments.registration import describe_registration, list_shared_runs
 from zoo.gallery.charts import draw_effects
@@ -28,8 +27,8 @@ from zoo.gallery.rendering import mark_safe
 from zoo.probes.card import NOT_TESTED, format_level, is_guessed
 from zoo.probes.outcome import ProbeOutcome
 from zoo.probes.outcome_store import read_cards
+from zoo.report import rate_table
 from zoo.report.forest_plot import DrawnEffect
-from zoo.report.rate_table import HEADER
 
 LOSSES = "validation loss, nats: arm − other (lower is better)"
 ACCURACIES = "accuracy (probes): arm − other (higher is better)"
@@ -114,8 +113,8 @@ class FindingFacts:
         own = self.outcome
         yield "Expected and found", FINDINGS, [list_cells(each, self.recipe, own.level) for each in own.findings]
         yield "Arms", *list_arms(self.recipe, self.outcome)
-        if rates := list_rates(self.outcome):
-            yield "Searched learning rates", HEADER, rates
+        if rates := rate_table.list_rows(own.searches, own.noise):
+            yield "Searched learning rates", rate_table.HEADER, rates
         yield "Costs", *list_costs(self.recipe, self.outcome)
 
     @property

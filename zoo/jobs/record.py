@@ -28,9 +28,7 @@ def run_one_job(cfg: DictConfig) -> Any:
     try:
         if (workers := count_workers(hydra.launcher)) is not None:
             pin_worker(folder.parent, workers)
-        if (
-            hydra.mode == RunMode.MULTIRUN
-        ):  # the folder is named by the config's hash, so its files are of this very run
+        if hydra.mode == RunMode.MULTIRUN:  # the config's hash names the folder, so its files are of this very run
             if (found := runs.read_whole_result(folder / runs.RESULT)).get("status") == "done":
                 return found  # a sampler has proposed it before
             trial = runs.read_sweep(folder.parent).get(folder.name, {}).get("trial")
@@ -39,8 +37,8 @@ def run_one_job(cfg: DictConfig) -> Any:
                     return resume_run(folder, typed=cfg)
                 clear_for_restart(folder)
                 release_memory()
-                return start_run(cfg)
-        return start_run(cfg)
+                return start_run(cfg, folder)
+        return start_run(cfg, folder)
     except Pruned as ended:
         return {"status": ended.status, "error": str(ended)}
     finally:

@@ -51,9 +51,7 @@ def write_script(settings: Training, launcher: SlurmLauncher, words: list[str], 
     """Yield the lines of the job script. All its submissions have the same torchrun id, so that a job that SLURM
     requeues, or that is submitted again, resumes its run. Raises ConfigError for an option of several lines."""
     options = list(list_options(settings, launcher, folder))
-    if broken := next(
-        (each for each in (*options, *launcher.lines) if not each.replace("\t", " ").isprintable()), None
-    ):
+    if broken := next((each for each in options if not each.replace("\t", " ").isprintable()), None):
         raise ConfigError(f"launcher: {quote(broken)} would not be one line of the job's script (plain characters)")
     own = [line for line in launcher.lines if line.startswith("#SBATCH")]
     yield "#!/bin/bash"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,7 +56,7 @@ from zoo.untrusted.stated_paths import find_inside
 
 
 def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
-    """Train from a composed config in Hydra's output folder, or in `folder`. Returns the data of result.json.
+    """Train from a composed config in `folder`, which the main process states. Returns the data of result.json.
 
     Raises ConfigError with every fault found, before anything is written, and ZooError if the training fails.
     """
@@ -65,7 +64,7 @@ def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, An
     show = Show(planned.settings.steps, quiet=not world.main)
     join_processes(world, pick_device(planned.settings.device).type)
     with ExitStack() as held:
-        told, begins = world.broadcast((str(folder or find_output_folder()), True) if world.main else None)
+        told, begins = world.broadcast((str(folder), True) if world.main else None)
         if not begins:  # the main process has found this launch's own run in the folder (`rejoin_run`)
             return resume_run(told, typed=cfg)
         where = Path(told)
@@ -364,15 +363,6 @@ def draw_last_page(run: Run, status: str) -> None:
 
 
 # ---------------------------------------------------------------- a run's own small files
-
-
-def find_output_folder() -> Path:
-    """Return Hydra's output folder of this job; without Hydra, a folder named by the time."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if HydraConfig.initialized():
-        return Path(HydraConfig.get().runtime.output_dir)
-    return Path("outputs") / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def write_yaml(file: Path, node: object) -> None:

@@ -38,7 +38,7 @@ def follow_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, SpeedupT
     """Compute the speedups of the other arms over the first, at the FLOPs of the first arm's full-length runs. Raises
     ConfigError for a law without an optimum."""
     first, *others = {name: read_law_arm(made) for name, made in outcomes.items()}.items()
-    flops = sorted(set(list_whole_flops(Path(outcomes[first[0]]["folder"])).values()))
+    flops = sorted({line["params"]: float(line["flops"]) for line in _read_lines(outcomes[first[0]])}.values())
     return {name: follow_speedup(first[1], arm, flops) for name, arm in others}
 
 
@@ -58,15 +58,10 @@ def describe_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> list[str | TextT
 
 def read_law_arm(outcome: Mapping[str, Any]) -> LawArm:
     """Read an arm's law, and the FLOPs of its points per token and parameter (geometric mean)."""
-    lines = _read_lines(Path(outcome["folder"]))
+    lines = _read_lines(outcome)
     real = geometric_mean(line["flops"] / line["params"] / line["tokens"] for line in lines)
     return LawArm(FittedLaw.from_dict(outcome["fit"]), real)
 
 
-def list_whole_flops(folder: Path) -> dict[int, float]:
-    """Map each size's number of parameters to the FLOPs up to its last point."""
-    return {line["params"]: float(line["flops"]) for line in _read_lines(folder)}
-
-
-def _read_lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / POINTS).read_text(encoding="utf-8").splitlines()]
+def _read_lines(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(outcome["folder"]) / POINTS).read_text(encoding="utf-8").splitlines()]

@@ -49,11 +49,15 @@ Average = Annotated[EMA, BeforeValidator(_read_decay)]
 
 
 class MovingAverage:
-    """The moving average of a model's trained parameters, by name, in float32 or wider (`copy_wide`)."""
+    """The moving average of a model's trained parameters, by name, in float32 or wider: rounding to 16 bits
+    could keep it from changing."""
 
     def __init__(self, settings: EMA, model: Model) -> None:
         self.settings = settings
-        self.weights = {name: copy_wide(each) for name, each in list_trained(model).items()}
+        self.weights = {
+            name: each.detach().to(torch.promote_types(each.dtype, torch.float32), copy=True)
+            for name, each in list_trained(model).items()
+        }
 
     def update(self, model: Model, step: int, skipped: Tensor | None = None) -> None:
         """Update the average with the weights after update `step`, counted from 1, unless `skipped` is 1."""
@@ -81,11 +85,6 @@ class MovingAverage:
 def list_trained(model: Model) -> dict[str, Parameter]:
     """List the parameters that train, by name. Averages of other parameters would not differ from them."""
     return {name: each for name, each in model.named_parameters() if each.requires_grad}
-
-
-def copy_wide(weight: Tensor) -> Tensor:
-    """Copy a weight, in float32 if it has 16 bits: rounding to 16 bits could keep an average from changing."""
-    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
 def read_weights(folder: Path) -> Tensors:

@@ -63,7 +63,7 @@ def may_pay(run: Run) -> bool:
     if not held or len(held[0].input_ids) != settings.batch_size // settings.accumulate:
         return False  # held-out rows of another shape would be compiled for the trial alone
     microbatches = (settings.steps - run.step) * settings.accumulate
-    return microbatches >= FEWEST and microbatches * Trial(run).lap() > LEAST
+    return microbatches >= FEWEST and microbatches * time_lap(run) > LEAST
 
 
 def has_one_shape(settings: Training, documents: bool) -> bool:
@@ -75,16 +75,16 @@ def has_one_shape(settings: Training, documents: bool) -> bool:
 def try_compiled(run: Run) -> bool:
     """Compile the layers and time them against plain ones. Returns whether compiled layers are faster; if they are not,
     layers run uncompiled again."""
-    began, trial, model = time.perf_counter(), Trial(run), run.computing.model
+    began, model = time.perf_counter(), run.computing.model
     compile_model(model)
     try:
-        trial.lap()
+        time_lap(run)
     except RuntimeError as error:  # raised by Dynamo and Inductor
         undo_compilation(model)
         run.show.say(f"compile: the layers cannot be compiled here, found {short(error)} (compile=false)")
         return False
     took = time.perf_counter() - began
-    gain = trial.compare()
+    gain = compare_laps(run)
     if gain < GAIN:
         undo_compilation(model)
         run.show.say(f"compile: not, as compiled layers are {gain:.2f} times as fast here (compile=true does)")
@@ -94,31 +94,26 @@ def try_compiled(run: Run) -> bool:
     return True
 
 
-class Trial:
-    """Times a run's forward and backward pass on one microbatch of held-out text."""
+def time_lap(run: Run) -> float:
+    """Compute the gradient of one microbatch of held-out text and discard it. Returns the seconds it took."""
+    assert isinstance(run.computing, WholeModel)  # one process: `may_pay` has checked it
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        run.computing.accumulate(run.held_out[0].batches[0], parts=1)
+    seconds = time.perf_counter() - start
+    run.computing.model.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad(set_to_none=True)
+    return seconds
 
-    def __init__(self, run: Run) -> None:
-        assert isinstance(run.computing, WholeModel)  # one process: `may_pay` has checked it
-        self.run, self.computing, self.batch = run, run.computing, run.held_out[0].batches[0]
 
-    def lap(self) -> float:
-        """Compute a gradient and discard it. Returns the seconds it took."""
-        start = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            self.computing.accumulate(self.batch, parts=1)
-        seconds = time.perf_counter() - start
-        self.computing.model.zero_grad(set_to_none=True)
-        self.run.optimizer.zero_grad(set_to_none=True)
-        return seconds
-
-    def compare(self) -> float:
-        """Time laps with and without compiled layers, alternating. Returns the speed-up of compiled layers."""
-        ratios = []
-        for _ in range(LAPS):
-            with run_eagerly(True):
-                plain = self.lap()
-            ratios.append(plain / self.lap())
-        return statistics.median(ratios)
+def compare_laps(run: Run) -> float:
+    """Time laps with and without compiled layers, alternating. Returns the speed-up of compiled layers."""
+    ratios = []
+    for _ in range(LAPS):
+        with run_eagerly(True):
+            plain = time_lap(run)
+        ratios.append(plain / time_lap(run))
+    return statistics.median(ratios)
 
 
 def run_eagerly(compiled: bool) -> AbstractContextManager[Any]:

@@ -109,7 +109,8 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
         faults += find_mismatches(settings, data, spec)
     refuse(faults)
     config["model"] = grammar.call_resolvers(config["model"])  # now: a config in a run's folder may call none
-    title = make_title(config["model"], spec)
+    title = (config["model"].get("about") or {}).get("title")
+    title = title or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
     spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
     return TrainingPlan(title, settings, data, spec, config)
 
@@ -363,9 +364,3 @@ def use_own_files(planned: TrainingPlan, folder: Path) -> TrainingPlan:
     if data.written and (own := folder / TEMPLATE).is_file():
         data = replace(data, template=str(own.absolute()))
     return replace(planned, data=data)
-
-
-def make_title(node: Mapping[str, Any], spec: Topology) -> str:
-    """Return the model's own title, or make one from its size."""
-    stated = (node.get("about") or {}).get("title")
-    return stated or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"

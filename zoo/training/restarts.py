@@ -62,50 +62,47 @@ def is_launched() -> bool:
     return read_launch() is not None or read_world().size > 1
 
 
-def describe_note(cfg: DictConfig) -> dict[str, object] | None:
-    """Make the note about the launch that a run leaves in its folder; None without torchrun."""
-    if (launch := read_launch()) is None:
-        return None
-    return {"launch": launch.id, "config": hashlib.sha256(OmegaConf.to_yaml(cfg).encode()).hexdigest()}
-
-
 def note_launch(folder: Path, cfg: DictConfig) -> None:
-    """Write the note about the launch into a run's folder."""
-    if (note := describe_note(cfg)) is not None:
-        _begun.add(folder.resolve())
-        disk.write_text(folder / FILE, json.dumps(note) + "\n")
+    """Write into a run's folder that this launch has started it."""
+    _write_note(folder, config=_hash_config(cfg))
 
 
 def belongs_to_launch(folder: Path, cfg: DictConfig) -> bool:
     """Whether the run in a folder was started by this process's launch, with the same config."""
-    return _is_noted(folder, describe_note(cfg))
+    return _is_noted(folder, config=_hash_config(cfg))
 
 
 def settle_choice(folder: Path, which: str) -> str:
     """Choose the checkpoint for `--resume RUN@WHICH`: `which`, or the newest ("") if this process is a restart by
     torchrun and an earlier process of its launch has resumed from `which`."""
-    launch = read_launch()
-    return "" if which and launch is not None and _is_noted(folder, _describe_choice(launch, which)) else which
+    return "" if which and _is_noted(folder, chosen=which) else which
 
 
 def note_choice(folder: Path, which: str) -> None:
     """Write into a run's folder that this launch has resumed from checkpoint `which`. Only the main process writes."""
-    if which and read_world().main and (launch := read_launch()) is not None:
+    if which and read_world().main:
+        _write_note(folder, chosen=which)
+
+
+def _hash_config(cfg: DictConfig) -> str:
+    return hashlib.sha256(OmegaConf.to_yaml(cfg).encode()).hexdigest()
+
+
+def _write_note(folder: Path, **about: str) -> None:
+    """Write a note about this launch into a run's folder. Without torchrun nothing is written."""
+    if (launch := read_launch()) is not None:
         _begun.add(folder.resolve())
-        disk.write_text(folder / FILE, json.dumps(_describe_choice(launch, which)) + "\n")
+        disk.write_text(folder / FILE, json.dumps({"launch": launch.id, **about}) + "\n")
 
 
-def _describe_choice(launch: Launch, which: str) -> dict[str, str]:
-    return {"launch": launch.id, "chosen": which}
-
-
-def _is_noted(folder: Path, note: object) -> bool:
-    """Whether an earlier process has left this note in a run's folder."""
+def _is_noted(folder: Path, **about: str) -> bool:
+    """Whether an earlier process of this launch has left this note in a run's folder."""
+    if (launch := read_launch()) is None or folder.resolve() in _begun:
+        return False
     try:
-        found = read_json(folder / FILE, most=SETTINGS)
+        return read_json(folder / FILE, most=SETTINGS) == {"launch": launch.id, **about}
     except (FileNotFoundError, CheckpointError):
         return False
-    return found == note and folder.resolve() not in _begun
 
 
 def describe_restart() -> str:

@@ -52,11 +52,6 @@ class Dialogue(NamedTuple):
     tools: list[Any] | None = None
     first: int = 0
 
-    def is_silent(self) -> bool:
-        """Whether all answers with a loss are empty: no content, tool call or reasoning."""
-        answers = [each for each in self.messages[self.first :] if each["role"] == ANSWERS]
-        return bool(answers) and not any(str(each.get(key) or "").strip() for each in answers for key in SAYING)
-
 
 Pair = tuple[str, str]
 """A prompt and its completion, both plain text: no template renders them."""
@@ -250,10 +245,14 @@ class Conversations:
         return None if lacks else join_answers(texts[0] or (), texts[1] or ())
 
     def says_nothing(self, read: Dialogue | Pair) -> bool:
-        """Whether the answers of a record are empty. False for a record with an unknown role, which `write` reports."""
+        """Whether all answers with a loss are empty: no content, tool call or reasoning. False for a record with an
+        unknown role, which `write` reports."""
         if not isinstance(read, Dialogue):
             return not read[1].strip()
-        return read.is_silent() and not (self.template and self.template.list_unknown_roles(read.messages, read.tools))
+        answers = [each for each in read.messages[read.first :] if each["role"] == ANSWERS]
+        if not answers or any(str(each.get(key) or "").strip() for each in answers for key in SAYING):
+            return False
+        return not (self.template and self.template.list_unknown_roles(read.messages, read.tools))
 
     def write(self, read: Dialogue | Pair, names: Sequence[str], where: str, faults: Faults) -> tuple[str, ...] | None:
         """Return the texts of a conversation that was read from the fields `names`; None if it has a fault. Raises

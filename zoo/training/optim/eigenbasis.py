@@ -38,11 +38,9 @@ class SOAPOptimizer(MatrixOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
-        return self._fused and all(self.state.get(each) for each in self._list_matrices())
-
-    def _list_matrices(self) -> Iterator[Tensor]:
         hidden = (group["params"] for group in self.param_groups if group["hidden"])
-        return (each for params in hidden for each in params if each.grad is not None)
+        matrices = (each for params in hidden for each in params if each.grad is not None)
+        return self._fused and all(self.state.get(each) for each in matrices)
 
     def step_matrices(self, group: dict[str, Any]) -> None:
         for parameter in group["params"]:

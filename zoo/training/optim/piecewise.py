@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -191,9 +192,9 @@ class Piecewise(Optimizer):
         shell = torch.nn.Parameter(self._widen(weight), requires_grad=False)
         shell.grad = None if gradient is None else self._widen(gradient)
         own = {
-            name: copy_counter(each) if is_counter(each) else self._widen(self._place.fetch(each, weight.device))
+            name: deepcopy(each) if is_counter(each) else self._widen(self._place.fetch(each, weight.device))
             for name, each in state.items()
-        }
+        }  # a copied counter: each piece of a tensor starts from the same count
         self._rule.param_groups = [{**group, "params": [shell]}]
         self._rule.state = defaultdict(dict, {shell: own} if own else {})
         return shell
@@ -239,11 +240,6 @@ def find_nan(value: Tensor) -> Tensor | None:
     if value.device.type == "cpu" and bool(value.sum().isfinite()):
         return None
     return value.isnan()
-
-
-def copy_counter(value: object) -> Any:
-    """Copy a counter, so that each piece of a tensor starts from the same count."""
-    return value.clone() if torch.is_tensor(value) else value
 
 
 def cut_evenly(count: int, piece: int) -> Iterator[Callable[[Tensor], Tensor]]:
