@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -93,8 +93,8 @@ def run_probe(
             reports.append(SeedReport(each.seed, levels, curve))
             say(f"{task.name}: lr {each.lr:.2g}, seed {each.seed}: up to {reports[-1].reach} {task.level_is}")
     accuracy = {lr: found["accuracy"] for lr, found in chosen.items()}
-    made = describe(label, tuple(overrides), task, size, spec, accuracy, rate, reports)
-    made = replace(made, seconds=round(seconds, 1), key=store.key)
+    ran = {"chosen": dict(sorted(accuracy.items())), "lr": rate, "seeds": tuple(reports), "seconds": round(seconds, 1)}
+    made = describe(task, spec, model=label, overrides=tuple(overrides), size=size, key=store.key, **ran)
     store.finish(made)
     return made
 
@@ -264,17 +264,8 @@ def predict_seconds(spec: Decoder, probe: Probe, searched: int, seeds: int) -> f
     return trainings * probe.steps * step + (searched + seeds * levels) * scoring
 
 
-def describe(
-    label: str,
-    overrides: tuple[str, ...],
-    probe: Probe,
-    size: str,
-    spec: Decoder,
-    chosen: dict[float, float],
-    rate: float,
-    reports: Sequence[SeedReport],
-) -> ProbeOutcome:
-    """Make the ProbeOutcome of a model from the seeds' reports, with the model's price."""
+def describe(probe: Probe, spec: Decoder, *, size: str, **ran: Any) -> ProbeOutcome:
+    """Make the ProbeOutcome of a model with its price, from the fields that the run of the probe has found."""
     priced = price(spec, Setup(context=probe.seq_len, dtype="fp32"), parts=("params", "flops", "kv_cache"))
     trained = tuple(level for level in probe.levels if probe.trains(level))
     idle = find_idle_windows(spec, probe.seq_len)
@@ -283,8 +274,6 @@ def describe(
         notes.append(f"size {size}, the source's in brackets: {', '.join(changes)}")
     blocks = [spec.blocks[name] for name in spec.pattern]
     return ProbeOutcome(
-        model=label,
-        overrides=overrides,
         probe=probe.name,
         size=size,
         settings=probe.settings(),
@@ -296,9 +285,7 @@ def describe(
         state_bytes=priced["kv_cache"]["bytes"],
         flops=priced["flops"]["forward"],
         baseline=probe.mixed_baseline(),
-        chosen=dict(sorted(chosen.items())),
-        lr=rate,
-        seeds=tuple(reports),
         trained=trained,
         notes=tuple(notes),
+        **ran,
     )

@@ -64,16 +64,15 @@ def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: s
     d_model of 2,500; at 64, attention would not learn mqar within a short run. Raises ConfigError for a model that is
     no decoder or cannot be shrunk.
     """
-    refuse_other_kinds(spec, label)
-    refuse_own(kept, label)
+    refuse_unfit(spec, kept, label)
     node = to_dict(spec)
-    sizes = make_sizes(node, size, kept)
+    rule = make_rule(node, size, kept)
     alone = size.mixer_alone and not FEED_FORWARD.intersection(kept)
-    blocks, pattern, loop = choose_layers(node, sizes, alone, spec.loop)
+    blocks, pattern, loop = choose_layers(node, rule, kept, alone, spec.loop)
     if not pattern:
         raise ConfigError(f"{label}: has no layer that mixes tokens, so that nothing is left to probe (attention=gqa)")
     own = {key: value for key, value in node.items() if key not in ("blocks", "pattern")}
-    made = {**resize(own, sizes, node), "blocks": blocks, "pattern": pattern, "loop": to_dict(loop), "pooler": None}
+    made = {**resize(own, rule), "blocks": blocks, "pattern": pattern, "loop": to_dict(loop), "pooler": None}
     if alone and "final_norm" not in kept:
         made["final_norm"] = None
     if "init" not in kept:
@@ -87,16 +86,16 @@ def shrink(spec: Decoder, size: SizeDemand, kept: Collection[str] = (), label: s
 
 
 def choose_layers(
-    node: Mapping[str, Any], sizes: DimensionRules, alone: bool, loop: Loop | None
+    node: Mapping[str, Any], rule: SizeRule, kept: Collection[str], alone: bool, loop: Loop | None
 ) -> tuple[dict[str, Any], list[str], Any]:
     """Return the small model's kinds of layer, its pattern (empty if no layer mixes tokens), and its loop, if any."""
-    blocks = {name: resize(block, sizes, node) for name, block in node["blocks"].items()}
+    blocks = {name: resize(block, rule) for name, block in node["blocks"].items()}
     if alone:
         blocks = {name: strip(block) for name, block in blocks.items() if block["kind"] != "feed_forward"}
     loop = loop and count_kept(loop, [name in blocks for name in node["pattern"]])
     blocks, pattern = merge_equal(blocks, [name for name in node["pattern"] if name in blocks])
     kinds = list(dict.fromkeys(pattern))
-    if not sizes.kept.intersection(("n_layers", "pattern")):
+    if not {"n_layers", "pattern"}.intersection(kept):
         if loop is not None:
             pattern, loop = shorten(pattern, loop)
         else:
@@ -133,17 +132,14 @@ def shorten(pattern: Sequence[str], loop: Loop) -> tuple[list[str], Any]:
     return [*kinds, *dict.fromkeys(behind)], small
 
 
-def refuse_other_kinds(spec: Decoder, label: str) -> None:
-    """Raise ConfigError for a model that is no decoder, or that reads an encoder's output."""
+def refuse_unfit(spec: Decoder, kept: Collection[str], label: str) -> None:
+    """Raise ConfigError for a model that is no decoder, or that reads an encoder's output, and for overrides of keys
+    that the probe sets itself."""
     if spec.kind != "decoder":
         what = spec.kind.replace("_", "-")
         raise ConfigError(f"{label}: is an {what}, and the answers of a probe follow from earlier tokens (a decoder)")
     if spec.reads_memory:
         raise ConfigError(f"{label}: its layers read an encoder's output, and a probe has none (no block.cross)")
-
-
-def refuse_own(kept: Collection[str], label: str) -> None:
-    """Raise ConfigError for overrides of keys that the probe sets itself."""
     for key in ("vocab_size", "max_seq_len"):
         if key in kept:
             raise ConfigError(f"{label}: {key} is what the probe's rows need, and an override sets it (leave it out)")
@@ -165,17 +161,12 @@ def read(node: Mapping[str, Any], label: str) -> Any:
     return spec
 
 
-class DimensionRules(NamedTuple):
-    """New dimensions by key: a value (`fixed`), or a function of the old value, its node and the whole model (`rules`).
-    Keys in `kept` do not change."""
-
-    fixed: Mapping[str, int]
-    rules: Mapping[str, Callable[[int, Mapping[str, Any], Mapping[str, Any]], int]]
-    kept: frozenset[str]
+SizeRule = Callable[[str, int, Mapping[str, Any]], int]
+"""Returns a dimension of the small model, from its key, the large model's value, and the node that has it."""
 
 
-def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str]) -> DimensionRules:
-    """Make the rules for the dimensions of the small model."""
+def make_rule(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str]) -> SizeRule:
+    """Make the rule for the dimensions of the small model of the plain data `node`. Keys in `kept` do not change."""
     width = node["d_model"] if "d_model" in kept else size.d_model
     head = node.get("head_dim") if "head_dim" in kept else HEAD_DIM
     heads = max(1, width // (head or HEAD_DIM))
@@ -184,16 +175,24 @@ def make_sizes(node: Mapping[str, Any], size: SizeDemand, kept: Collection[str])
         **{"head_k_dim": HEAD_DIM, "head_v_dim": HEAD_DIM, "v_head_dim": HEAD_DIM, "n_k_heads": heads},
         **{"vocab_size": size.vocab_size, "max_seq_len": size.max_seq_len},
     }
-    rules = {
+    rules: dict[str, Callable[[int, Mapping[str, Any]], int]] = {
         # Mamba-2's inner width is twice the model's, as published.
-        "n_heads": lambda own, at, model: 2 * heads if at.get("kind") == "mamba2" else heads,
-        "n_kv_heads": lambda own, at, model: heads if own == at["n_heads"] else 1 if own == 1 else max(1, heads // 2),
-        "n_v_heads": lambda own, at, model: heads * min(2, own // at["n_k_heads"]),
-        "rotary_dim": lambda own, at, model: max(2, 2 * round(own * HEAD_DIM / find_head_width(model) / 2)),
-        "chunk_size": lambda own, at, model: min(own, FASTEST_CHUNK),
-        "top_k": lambda own, at, model: min(own, 2) if at.get("n_experts") else own,
+        "n_heads": lambda own, at: 2 * heads if at.get("kind") == "mamba2" else heads,
+        "n_kv_heads": lambda own, at: heads if own == at["n_heads"] else 1 if own == 1 else max(1, heads // 2),
+        "n_v_heads": lambda own, at: heads * min(2, own // at["n_k_heads"]),
+        "rotary_dim": lambda own, at: max(2, 2 * round(own * HEAD_DIM / find_head_width(node) / 2)),
+        "chunk_size": lambda own, at: min(own, FASTEST_CHUNK),
+        "top_k": lambda own, at: min(own, 2) if at.get("n_experts") else own,
     }
-    return DimensionRules(fixed, rules, frozenset(kept))
+
+    def rule(key: str, value: int, at: Mapping[str, Any]) -> int:
+        if key in kept:
+            return value
+        if key in rules:
+            return rules[key](value, at)
+        return fixed.get(key, min(value, AT_MOST.get(key, value)))
+
+    return rule
 
 
 def find_head_width(node: Mapping[str, Any]) -> int:
@@ -207,27 +206,16 @@ def find_head_width(node: Mapping[str, Any]) -> int:
     return HEAD_DIM
 
 
-def resize(node: object, sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
+def resize(node: object, rule: SizeRule) -> Any:
     """Return a copy of a Spec's plain data with small dimensions."""
     if isinstance(node, list):
-        return [resize(each, sizes, model) for each in node]
+        return [resize(each, rule) for each in node]
     if not isinstance(node, dict):
         return node
-    return {key: resize_value(key, value, node, sizes, model) for key, value in node.items()}
-
-
-def resize_value(key: str, value: Any, at: Mapping[str, Any], sizes: DimensionRules, model: Mapping[str, Any]) -> Any:
-    if key == "groups" and isinstance(value, dict):  # there may be more groups than experts now
-        return {"count": 1, "open": 1}
-    if not isinstance(value, int) or isinstance(value, bool):
-        return resize(value, sizes, model)
-    if key in sizes.kept:
-        return value
-    if key in sizes.fixed:
-        return sizes.fixed[key]
-    if key in sizes.rules:
-        return sizes.rules[key](value, at, model)
-    return min(value, AT_MOST.get(key, value))
+    made = {key: rule(key, each, node) if type(each) is int else resize(each, rule) for key, each in node.items()}
+    if isinstance(made.get("groups"), dict):  # there may be more groups than experts now
+        made["groups"] = {"count": 1, "open": 1}
+    return made
 
 
 def strip(block: dict[str, Any]) -> dict[str, Any]:
