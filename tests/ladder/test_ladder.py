@@ -270,7 +270,7 @@ def test_arms_have_the_smallest_batch_of_those_that_the_rule_gives_them(asked):
 def test_the_speedup_of_an_arm_is_given_at_each_size_with_its_slope(asked, monkeypatch, capsys):
     """Nothing trains: the losses are of laws of which the second needs half the tokens, at 1.25 times the FLOPs."""
     climb = climb_laws({"plain": (BASE, 6.0), "late": (LATE, 7.5)})
-    monkeypatch.setattr("zoo.ladder.arm_ladders.climb", climb)
+    monkeypatch.setattr("zoo.ladder.climbing.climb", climb)
     monkeypatch.setattr("zoo.ladder.predict_seconds", lambda ladder: ladder)
     arms = ["--arm", "plain=", "--arm", "late=optim.lr=0.003", "--bootstrap", "20", "--seeds", "2"]
     assert run(["ladder", asked.model, *asked.overrides, *SHELL, *arms]) == 0

@@ -118,7 +118,7 @@ def _climb(ladder: Ladder, folder: Path, bootstrap: int, as_json: bool) -> None:
 
 def _climb_arms(ladders: dict[str, Ladder], folder: Path, bootstrap: int, as_json: bool) -> None:
     """Train the ladders of arms; print the results of each, and the speedups over the first."""
-    from zoo.ladder.arm_ladders import climb_arms, describe_arms
+    from zoo.ladder.climbing import climb_arms, describe_arms
     from zoo.ladder.ladder_tables import make_speedup_table
 
     outcomes, trends = climb_arms(ladders, folder, say, bootstrap)

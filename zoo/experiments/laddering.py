@@ -17,8 +17,7 @@ from zoo.experiments.experiment import Experiment, list_overrides
 from zoo.experiments.judging import Ran
 from zoo.experiments.running import describe_runs, find_folder
 from zoo.ladder import Ladder, climb, plan_together
-from zoo.ladder.arm_ladders import describe_arms, draw_arms, follow_arms
-from zoo.ladder.climbing import draw_outcome
+from zoo.ladder.climbing import describe_arms, draw_arms, draw_outcome, follow_arms
 from zoo.report.history import RunRecord
 from zoo.report.tables import TextTable
 

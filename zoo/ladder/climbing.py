@@ -10,7 +10,8 @@
     FOLDER/report.html       the page: plan, losses, prediction and law
 
 All points of the largest size are held out, because a ladder predicts across sizes. A repeated call resumes; finished
-runs are kept.
+runs are kept. The ladders of several arms give the compute-optimal speedups over the first arm by scale: an arm that is
+better at a small size may save less compute, or none, at a larger size.
 """
 
 from __future__ import annotations
@@ -18,20 +19,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from zoo import runs
 from zoo.analysis.scaling import FittedLaw, LossPoints, fit_law
+from zoo.analysis.scaling.optimal_speedup import LawArm, SpeedupTrend, follow_speedup
 from zoo.analysis.scaling.points import read_points
 from zoo.disk import write_text
 from zoo.errors import ConfigError, FinishedRun, ZooError
 from zoo.jobs.plan import plan_launch, task_config
 from zoo.ladder.ladder_plan import Ladder, Rung, spell
-from zoo.ladder.ladder_tables import RULE, describe_climb, draw_ladder, make_plan_table
+from zoo.ladder.ladder_tables import (
+    RULE,
+    describe_climb,
+    draw_ladder,
+    draw_speedups,
+    make_plan_table,
+    make_speedup_table,
+)
 from zoo.ladder.rate_tuning import tune_rates
 from zoo.report.history import RunRecord
 from zoo.report.scaling import compare_held
+from zoo.report.tables import TextTable
 from zoo.report.verdict_page import PAGE, write_results_page
 from zoo.untrusted.json_file import JsonShape, read_json
 from zoo.untrusted.printable import quote
@@ -66,10 +78,7 @@ def climb(ladder: Ladder, folder: Path, say: Say, bootstrap: int = 1000) -> dict
     Raises ConfigError if the folder has another ladder, and ZooError if a run fails.
     """
     ladder = _open_folder(ladder, folder)
-
-    def train(rung: Rung) -> RunRecord:
-        return _train(ladder.model, rung, folder, say)
-
+    train = partial(_train, ladder.model, folder=folder, say=say)
     ladder = tune_rates(ladder, folder, train)
     below = [each for each in ladder.rungs if each.params != ladder.largest]
     for rung in below:
@@ -212,3 +221,52 @@ def _describe_run(rung: Rung, folder: Path) -> dict[str, Any]:
         "seconds": found.get("seconds"),
         "predicted_seconds": rung.seconds,
     }
+
+
+# ---------------------------------------------------------------- several arms
+
+
+def climb_arms(
+    ladders: Mapping[str, Ladder], folder: Path, say: Say, bootstrap: int = 1000
+) -> tuple[dict[str, dict[str, Any]], dict[str, SpeedupTrend]]:
+    """Train the ladder of each arm in its own folder, and write a page of all. Return each arm's outcome, and for all
+    but the first arm the speedups over the first. Raises ConfigError as `follow_arms` does."""
+    outcomes = {name: climb(each, folder / name, say, bootstrap) for name, each in ladders.items()}
+    trends = follow_arms(outcomes)
+    results = [make_speedup_table(next(iter(outcomes)), trends), *describe_arms(outcomes)]
+    name = f"Ladders: {', '.join(outcomes)}"
+    write_results_page(folder / PAGE, name, pictures=draw_arms(outcomes, trends), results=results)
+    return outcomes, trends
+
+
+def follow_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, SpeedupTrend]:
+    """Compute the speedups of the other arms over the first, at the FLOPs of the first arm's full-length runs. Raises
+    ConfigError for a law without an optimum."""
+    first, *others = {name: read_law_arm(made) for name, made in outcomes.items()}.items()
+    flops = sorted({line["params"]: float(line["flops"]) for line in _read_lines(outcomes[first[0]])}.values())
+    return {name: follow_speedup(first[1], arm, flops) for name, arm in others}
+
+
+def draw_arms(outcomes: Mapping[str, Mapping[str, Any]], trends: Mapping[str, SpeedupTrend]) -> list[str]:
+    """Draw the speedups and each arm's ladder as SVG panels."""
+    return [draw_speedups(next(iter(outcomes)), trends), *(draw_outcome(each, arm) for arm, each in outcomes.items())]
+
+
+def describe_arms(outcomes: Mapping[str, Mapping[str, Any]]) -> list[str | TextTable]:
+    """Make the tables of each arm's ladder, titled with the arm's name."""
+    described = [(name, each) for name, outcome in outcomes.items() for each in describe_climb(outcome)]
+    return [
+        each._replace(title=f"{name}: {each.title}") if isinstance(each, TextTable) and each.title else each
+        for name, each in described
+    ]
+
+
+def read_law_arm(outcome: Mapping[str, Any]) -> LawArm:
+    """Read an arm's law, and the FLOPs of its points per token and parameter (geometric mean)."""
+    lines = _read_lines(outcome)
+    real = geometric_mean(line["flops"] / line["params"] / line["tokens"] for line in lines)
+    return LawArm(FittedLaw.from_dict(outcome["fit"]), real)
+
+
+def _read_lines(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(outcome["folder"]) / POINTS).read_text(encoding="utf-8").splitlines()]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zoo.errors import name_options
-from zoo.paths import conf_dir
+from zoo.paths import list_conf, read_conf
 
 
 def read_packaged(axis: str, value: object) -> Any:
@@ -14,12 +14,9 @@ def read_packaged(axis: str, value: object) -> Any:
     for an unknown name."""
     if not isinstance(value, str):
         return value
-    from yaml import safe_load
-
-    names = sorted(file.stem for file in (conf_dir() / axis).glob("*.yaml"))
-    if value not in names:
+    if value not in (names := list_conf(axis)):
         raise ValueError(f"there is no {value!r}{name_options(value, names)}")
-    return safe_load((conf_dir() / axis / f"{value}.yaml").read_text(encoding="utf-8"))
+    return read_conf(f"{axis}/{value}")
 
 
 def make_count_check(least: int) -> Callable[[Any], Any]:
