@@ -86,6 +86,19 @@ def follow(root: Path, name: str) -> Path:
     return folder
 
 
+def find_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint of a folder of weights: the folder itself, or that around an average."""
+    return folder.parent if folder.name in AVERAGES else folder
+
+
+def find_run(folder: Path, place: Path | None = None) -> Path | None:
+    """Find the run that a checkpoint, or an average of the weights in it, belongs to; None if there is none. `place` is
+    the path that the user named: the run's folder, or another."""
+    root = find_checkpoint(folder).parent
+    run = place if place is not None and (place / CONFIG).is_file() else root.parent
+    return run if root.name == CHECKPOINTS and (run / CONFIG).is_file() else None
+
+
 def split_choice(path: str | Path) -> tuple[Path, str]:
     """Split `RUN@best` or `RUN@400` into the run and the choice. The choice is "" without an `@`, or if a folder has
     the whole name. Raises CheckpointError for an invalid path."""

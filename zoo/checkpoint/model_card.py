@@ -48,7 +48,7 @@ def write_card(draft: Path, out: Path, spec: WholeSpec, name: str, folder: Path 
     if keep_card(draft, out):
         return
     task = next((task for end, task in TASKS.items() if name.endswith(end)), "feature-extraction")
-    run = _find_run(folder)
+    run = folder and runs.find_run(folder)
     settings = {} if run is None else yaml.safe_load(read_yaml_text(run / runs.CONFIG))
     settings = settings if isinstance(settings, dict) else {}
     front: dict[str, Any] = {
@@ -62,16 +62,6 @@ def write_card(draft: Path, out: Path, spec: WholeSpec, name: str, folder: Path 
     text = "\n".join(_list_lines(out.name, spec, name, task, run, settings, folder))
     head = yaml.safe_dump(front, sort_keys=False)
     (draft / CARD).write_text(f"---\n{head}---\n\n{text}\n", encoding="utf-8")
-
-
-def _find_run(folder: Path | None) -> Path | None:
-    """Find the run that a checkpoint, or an average of the weights in it, belongs to; None if there is none."""
-    if folder is None:
-        return None
-    step = folder.parent if folder.name in runs.AVERAGES else folder
-    run = step.parent.parent
-    is_of_run = step.parent.name == runs.CHECKPOINTS and (run / runs.CONFIG).is_file()
-    return run if is_of_run else None
 
 
 def _list_lines(
@@ -97,7 +87,7 @@ def _list_lines(
 
 def _list_training(run: Path, settings: dict[str, Any], folder: Path) -> Iterator[str]:
     """Yield lines on a run's data, steps and losses. Losses are known for the last step only."""
-    step = runs.read_step(folder.parent if folder.name in runs.AVERAGES else folder)
+    step = runs.read_step(runs.find_checkpoint(folder))
     found = runs.read_whole_result(run / runs.RESULT)
     data = settings.get("data")
     if isinstance(data, dict):

@@ -71,14 +71,6 @@ class EvaluationPlan:
         return f"all of data={self.data.kind}" + (f" ({place})" if place else "")
 
 
-def find_run(place: Path, folder: Path) -> Path | None:
-    """Find the run folder that a checkpoint's `folder` lies in; None if there is none. `place` is the path that the
-    user named."""
-    checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
-    run = place if (place / CONFIG).is_file() else checkpoint.parent.parent
-    return run if checkpoint.parent.name == runs.CHECKPOINTS and (run / CONFIG).is_file() else None
-
-
 def plan_evaluation(
     spec: Topology, run: Path | None, tokenizer: str | Path, overrides: Sequence[str], name: str
 ) -> EvaluationPlan:

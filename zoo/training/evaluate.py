@@ -21,7 +21,7 @@ from zoo.run.fastest_dtype import settle_cpu, spell_dtype
 from zoo.run.linear.ready import prepare
 from zoo.text import loading
 from zoo.text.score import Stream, TextScore, add_scores, check_model, encode, find_start, settle_windows
-from zoo.training.eval_data import EvaluationPlan, find_run, plan_evaluation
+from zoo.training.eval_data import EvaluationPlan, plan_evaluation
 from zoo.training.eval_parts import Material, cut_windows, make_parts, prepare_records
 from zoo.training.objective import RecordObjective
 from zoo.training.saving import Counters
@@ -238,7 +238,7 @@ class Subject:
         """Plan the evaluation, and prepare its data. Raises ConfigError as `read_data` does."""
         if self.folder is None and not overrides:
             raise ConfigError("texts: a model that is given has no validation split of its own (pass texts)")
-        run = None if self.place is None or self.folder is None else find_run(self.place, self.folder)
+        run = None if self.place is None or self.folder is None else runs.find_run(self.folder, self.place)
         plan = plan_evaluation(self.spec, run, self.tokenizer, overrides, str(self.place or "the model"))
         if isinstance(plan.objective, RecordObjective):
             data = prepare_records(plan, self.spec, context, self.note, progress)
@@ -252,7 +252,7 @@ class Subject:
     def check_key(self, run: Path, key: str) -> None:
         """Raise ConfigError if the run's data has changed."""
         assert self.folder is not None
-        checkpoint = self.folder.parent if self.folder.name in runs.AVERAGES else self.folder
+        checkpoint = runs.find_checkpoint(self.folder)
         counters = check_shape(store.read_counters(checkpoint), Counters, str(checkpoint / runs.COUNTERS))
         if key != (was := counters["data"]["key"]):
             raise ConfigError(f"{run}: its data is not what it was, found {key} (was {was}; --file TEXT would do)")

@@ -27,10 +27,8 @@ def find_trained_part(path: Path) -> dict[str, Any]:
     """Find the settings `lora`, `freeze` and `train` with which the model of a folder (a run, a checkpoint or an
     adapter) was trained; empty for a model that was trained as a whole. Raises CheckpointError for faulty files."""
     folder = find(path)
-    checkpoint = folder.parent if folder.name in runs.AVERAGES else folder
-    file = checkpoint.parent.parent / runs.CONFIG
-    if checkpoint.parent.name == runs.CHECKPOINTS and file.is_file():
-        config = check_shape(read_yaml(file), PartSettings, str(file))
+    if (run := runs.find_run(folder)) is not None:
+        config = check_shape(read_yaml(run / runs.CONFIG), PartSettings, str(run / runs.CONFIG))
         return {name: config[name] for name in PartSettings.model_fields if config.get(name)}
     if (plan := read_plan(folder)) is None:
         return {}
