@@ -90,43 +90,37 @@ def evaluate(
         material = subject.read_data(overrides, context, stride, report)
     exact = subject.load()
 
-    scorer = Scorer(material, kernel, report)
-    results = [scorer.measure(exact, "exact")]
-    total = scorer.total
+    row, total = measure(exact, "exact", material, kernel, report)
+    results = [row]
     del exact
     if weights is not None or fp8 is not None:
         with subject.lowered(weights, fp8) as (lowered, made):
-            row = scorer.measure(lowered, weights or f"fp8 {fp8}")
+            row, _ = measure(lowered, weights or f"fp8 {fp8}", material, kernel, report)
         results.append({**row, "loss_difference": row["loss"] - results[0]["loss"], "made": made})
     amount = {"tokens": total.tokens, "bytes": total.n_bytes}
     return {"model": str(subject.folder or ""), **material.describe(), **amount, "results": results}
 
 
-class Scorer:
-    """Scores models on the same data, with a callback for progress. `total` is the newest score over all parts."""
+def measure(
+    model: Model, name: str, material: Material, kernel: str | None, progress: Progress
+) -> tuple[dict[str, Any], TextScore]:
+    """Score all parts. Returns a row of results, which with several parts also has the results of each, and the total
+    score."""
+    done, size = 0, sum(part.size for part in material.parts)
 
-    def __init__(self, material: Material, kernel: str | None, progress: Progress) -> None:
-        self.parts, self.kernel, self.progress = material.parts, kernel, progress
-        self.size = sum(part.size for part in self.parts)
-        self.total = TextScore(0.0, 0, None)
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(f"scoring, {name} weights", done, size)
 
-    def measure(self, model: Model, name: str) -> dict[str, Any]:
-        """Score all parts. Returns a row of results; with several parts it also has the results of each."""
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(f"scoring, {name} weights", done, self.size)
-
-        with serving(model, self.kernel):
-            scores = {part.name: part.score(model, advance) for part in self.parts}
-        self.total = add_scores(list(scores.values()))
-        row = {"weights": name, "dtype": spell_dtype(next(model.parameters()).dtype), **describe_score(self.total)}
-        if len(scores) > 1:
-            sizes = {name: {"tokens": each.tokens, "bytes": each.n_bytes} for name, each in scores.items()}
-            row["sources"] = {name: {**describe_score(each), **sizes[name]} for name, each in scores.items()}
-        return row
+    with serving(model, kernel):
+        scores = {part.name: part.score(model, advance) for part in material.parts}
+    total = add_scores(list(scores.values()))
+    row = {"weights": name, "dtype": spell_dtype(next(model.parameters()).dtype), **describe_score(total)}
+    if len(scores) > 1:
+        sizes = {name: {"tokens": each.tokens, "bytes": each.n_bytes} for name, each in scores.items()}
+        row["sources"] = {name: {**describe_score(each), **sizes[name]} for name, each in scores.items()}
+    return row, total
 
 
 def describe_score(score: TextScore) -> dict[str, Any]:
