@@ -66,10 +66,14 @@ class ProcessGroups:
             return cls(mesh, world, world, world)
         from torch.distributed.device_mesh import init_device_mesh
 
-        grid = Grid(mesh, world)
-        copies, parts = mesh.weights
-        sizes = drop_ones({PP: mesh.pp, DP: copies, SHARD: parts, TP: mesh.tp})
-        ranks = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        def open_ranks(copies: int, parts: int, ep: int = 1) -> Any:
+            """Open a device mesh. Dimensions of size 1 are left out, except FSDP's two: along such a dimension torch
+            would open a process group for each process, and all processes would wait for each group."""
+            sizes = {PP: mesh.pp, DP: copies, SHARD: parts, EP: ep, TP: mesh.tp}
+            sizes = {name: size for name, size in sizes.items() if size > 1 or name in (DP, SHARD)}
+            return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+        grid, ranks = Grid(mesh, world), open_ranks(*mesh.weights)
         rows = grid.open_world("dp", "shard")
         tokens = rows if mesh.cp == 1 else grid.open_world("dp", "shard", "cp")
         layout = cls(mesh, world, rows, tokens, ranks[DP, SHARD])
@@ -79,9 +83,7 @@ class ProcessGroups:
             divisors = [each for each in range(2, mesh.tp + 1) if mesh.tp % each == 0]
             layout = replace(layout, groups={size: grid.open("tp", size=size) for size in divisors})
         if mesh.ep > 1:
-            copies, parts = mesh.experts
-            sizes = drop_ones({PP: mesh.pp, DP: copies, SHARD: parts, EP: mesh.ep, TP: mesh.tp})
-            experts = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+            experts = open_ranks(*mesh.experts, mesh.ep)
             layout = replace(layout, of_experts=experts[DP, SHARD], experts=experts.get_group(EP))
         if mesh.pp > 1:
             ends = sorted({mesh.pipeline.find_stage(each) for each in (0, mesh.pipeline.n_chunks - 1)})
@@ -230,12 +232,6 @@ class ProcessGroups:
             placing = place_experts(layer, self.mesh.experts[1])
             own = {**how, "mesh": self.of_experts, "shard_placement_fn": placing}
             fully_shard(list(layer.experts.children()), **own)  # type: ignore[union-attr, call-overload]
-
-
-def drop_ones(sizes: dict[str, int]) -> dict[str, int]:
-    """Drop the dimensions of size 1 from a device mesh, except FSDP's two. Along such a dimension torch would open a
-    process group for each process, and all processes would wait for each group."""
-    return {name: size for name, size in sizes.items() if size > 1 or name in (DP, SHARD)}
 
 
 class Grid:
