@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.distributed.seam import Seam
 from zoo.model.loss import IGNORED, TokenLoss, find_labelled
 from zoo.model.row_loss import RowLoss
-from zoo.model.spread_row_loss import spread_loss
+from zoo.model.spread_loss import spread_loss
 
 VOCABULARY, RANKS, COLUMNS = 11, 3, 4
 """Of the last rank's columns one is padding."""

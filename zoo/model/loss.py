@@ -71,16 +71,39 @@ class TokenLoss:
         `rows` are the places of these tokens in the batch: a slice, or a tensor of indices."""
         if self.compiled:
             return _compiled_replacement()(logits, targets, torch.tensor(self.weight), self.z_loss)
-        return replace_by_gradient_(logits, targets, self.weight, self.z_loss)
+        sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
+        for block in split_for_softmax(logits):
+            values, nll, log_z = self._normalise(logits[block], targets[block])
+            p = self._exponentiate(values, log_z)  # from here on the block's gradient, step by step
+            if self.z_loss:
+                p.mul_(1 + 2 * self.z_loss * log_z)
+            self._subtract_targets(p, targets[block])
+            torch.mul(p, self.weight, out=logits[block])
+            del values, p  # or they would exist beside the next block's
+            sums += torch.stack([nll.sum(), self.z_loss * log_z.square().sum()])
+        return sums
 
     def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         """Return the sums of the terms, without the weight; the logits stay as they are."""
         sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
         for block in split_for_softmax(logits):
-            nll, _, index = compute_negative_log_likelihood(logits[block], targets[block])
-            log_z = logits[block].gather(1, index).to(nll.dtype) + nll  # because log p = logit − log Z, at the target
+            _, nll, log_z = self._normalise(logits[block], targets[block])
             sums += torch.stack([nll.sum(), self.z_loss * log_z.square().sum()])
         return sums
+
+    def _normalise(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute of a block of logits [N, V]: the values that `_exponentiate` takes [N, V], −log p(target) [N, 1] and
+        log Z [N, 1]."""
+        nll, log_p, index = compute_negative_log_likelihood(block, targets)
+        return log_p, nll, block.gather(1, index).to(nll.dtype) + nll  # log p = logit − log Z, at the target
+
+    def _exponentiate(self, values: Tensor, log_z: Tensor) -> Tensor:
+        """Compute the probabilities [N, V], in place."""
+        return values.exp_()
+
+    def _subtract_targets(self, p: Tensor, targets: Tensor) -> None:
+        """Subtract 1 from the probability of each target, in place."""
+        p.scatter_add_(1, targets[:, None], p.new_full((len(p), 1), -1.0))
 
 
 @dataclass(frozen=True)
@@ -324,28 +347,10 @@ def compute_negative_log_likelihood(logits: Tensor, targets: Tensor) -> tuple[Te
     return -log_p.gather(1, index), log_p, index
 
 
-def replace_by_gradient_(logits: Tensor, targets: Tensor, weight: float, z_loss: float) -> Tensor:
-    """Overwrite logits [N, V] with the gradient of `weight` × Σ (−log p(target) + z_loss · log²Z); return the sums of
-    the two terms, without the weight."""
-    sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
-    for rows in split_for_softmax(logits):
-        block = logits[rows]
-        nll, p, index = compute_negative_log_likelihood(block, targets[rows])
-        log_z = block.gather(1, index).to(nll.dtype) + nll  # because log p = logit − log Z, at the target
-        p.exp_()  # from here on the block's gradient, step by step
-        if z_loss:
-            p.mul_(1 + 2 * z_loss * log_z)
-        p.scatter_add_(1, index, torch.full_like(nll, -1.0))
-        torch.mul(p, weight, out=block)
-        del p  # or it would exist beside the next block's
-        sums += torch.stack([nll.sum(), z_loss * log_z.square().sum()])
-    return sums
-
-
 @functools.cache
 def _compiled_replacement() -> Callable[..., Tensor]:
-    """Return `replace_by_gradient_`, compiled. It reads each logit three times and writes it once, whereas separate
-    operations read and write a block five times. `weight` is a tensor, so that it may change."""
+    """Return the compiled form of `TokenLoss.overwrite`. It reads each logit three times and writes it once, whereas
+    separate operations read and write a block five times. `weight` is a tensor, so that it may change."""
 
     def replace_whole_(logits: Tensor, targets: Tensor, weight: Tensor, z_loss: float) -> Tensor:
         values = logits.to(accumulating(logits))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from zoo.lazy import Tensor, torch
-from zoo.model.loss import TokenLoss, accumulating, compute_negative_log_likelihood, split_for_softmax
+from zoo.model.loss import TokenLoss, accumulating, split_for_softmax
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class RowLoss(TokenLoss):
         assert self.slopes is not None
         sums, of = self.start(logits), self.runs[rows]
         for block in split_for_softmax(logits):
-            nll, p, index = compute_negative_log_likelihood(logits[block], targets[block])
-            p.exp_().scatter_add_(1, index, torch.full_like(nll, -1.0))
+            values, nll, log_z = self._normalise(logits[block], targets[block])
+            p = self._exponentiate(values, log_z)
+            self._subtract_targets(p, targets[block])
             torch.mul(p, -self.weight * self.slopes[of[block]][:, None], out=logits[block])
             sums.index_add_(0, of[block], -nll[:, 0].to(sums.dtype))
         return sums
@@ -58,6 +59,6 @@ class RowLoss(TokenLoss):
     def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
         sums, of = self.start(logits), self.runs[rows]
         for block in split_for_softmax(logits):
-            nll, _, _ = compute_negative_log_likelihood(logits[block], targets[block])
+            _, nll, _ = self._normalise(logits[block], targets[block])
             sums.index_add_(0, of[block], -nll[:, 0].to(sums.dtype))
         return sums

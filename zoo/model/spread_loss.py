@@ -1,13 +1,14 @@
 # N labelled tokens, V vocabulary, R ranks
-"""The loss of a head whose vocabulary is divided over the ranks of tensor parallelism."""
+"""Losses of a head whose vocabulary is divided over the ranks of tensor parallelism."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from zoo.distributed.seam import WHOLE, Seam
 from zoo.lazy import Tensor, torch
-from zoo.model.loss import TokenLoss, accumulating, split_for_softmax
+from zoo.model.loss import TokenLoss, accumulating
+from zoo.model.row_loss import RowLoss
 
 
 @dataclass(frozen=True)
@@ -23,35 +24,31 @@ class SpreadLoss(TokenLoss):
     width: int = field(default=0, kw_only=True)
     """Number of tokens V of the whole vocabulary."""
 
-    def overwrite(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
-        sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
-        for block in split_for_softmax(logits):
-            values = self._mask(logits[block])
-            log_z, logit = self.seam.measure(values, targets[block])
-            p = (
-                values.sub_(log_z).exp_().mul_(1 + 2 * self.z_loss * log_z)
-            )  # in place of the logits, if these are float32
-            places = targets[block] - self.seam.rank * values.shape[1]
-            own = (places >= 0) & (places < values.shape[1])  # masked, because listing them would wait for the device
-            p.scatter_add_(1, places.clamp(0, values.shape[1] - 1)[:, None], -own[:, None].to(p.dtype))
-            torch.mul(p, self.weight, out=logits[block])
-            del values, p  # or they would exist beside the next block's
-            sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
-        return sums
+    def _normalise(self, block: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, width = block.to(accumulating(block)), block.shape[1]
+        there = max(self.width - self.seam.rank * width, 0)  # of these columns; the rest pads the vocabulary
+        if there < width:
+            values = values.index_fill(1, torch.arange(there, width, device=block.device), -torch.inf)
+        log_z, logit = self.seam.measure(values, targets)
+        return values, log_z - logit, log_z
 
-    def measure(self, logits: Tensor, targets: Tensor, rows: slice | Tensor) -> Tensor:
-        sums = torch.zeros(2, device=logits.device, dtype=accumulating(logits))
-        for block in split_for_softmax(logits):
-            log_z, logit = self.seam.measure(self._mask(logits[block]), targets[block])
-            sums += torch.stack([(log_z - logit).sum(), self.z_loss * log_z.square().sum()])
-        return sums
+    def _exponentiate(self, values: Tensor, log_z: Tensor) -> Tensor:
+        return values.sub_(log_z).exp_()  # in place of the logits, if these are float32
 
-    def _mask(self, block: Tensor) -> Tensor:
-        """Return the logits in float32, with −∞ in columns beyond the vocabulary."""
-        values = block.to(accumulating(block))
-        there = max(self.width - self.seam.rank * block.shape[1], 0)
-        return values if there >= block.shape[1] else values.index_fill(1, _columns(there, block), -torch.inf)
+    def _subtract_targets(self, p: Tensor, targets: Tensor) -> None:
+        places = targets - self.seam.rank * p.shape[1]
+        own = (places >= 0) & (places < p.shape[1])  # masked, because listing them would wait for the device
+        p.scatter_add_(1, places.clamp(0, p.shape[1] - 1)[:, None], -own[:, None].to(p.dtype))
 
 
-def _columns(first: int, block: Tensor) -> Tensor:
-    return torch.arange(first, block.shape[1], device=block.device)
+@dataclass(frozen=True)
+class SpreadRowLoss(RowLoss, SpreadLoss):
+    """RowLoss from a rank's logits [N, V/R]. All ranks compute the sums of all rows, and so the same loss."""
+
+
+def spread_loss(loss: TokenLoss, seam: Seam, width: int) -> SpreadLoss:
+    """Make the same loss for a head of which each rank of `seam` has a part. `width` is the number of tokens of the
+    whole vocabulary."""
+    own, made = (RowLoss, SpreadRowLoss) if isinstance(loss, RowLoss) else (TokenLoss, SpreadLoss)
+    stated = {each.name: getattr(loss, each.name) for each in fields(own)}
+    return made(**{**stated, "compiled": False}, seam=seam, width=width)

@@ -21,7 +21,7 @@ from zoo.model.layer_loop import Loop
 from zoo.model.loss import TokenLoss, sum_loss
 from zoo.model.norm import WholeNorm
 from zoo.model.position.base import Position
-from zoo.model.spread_row_loss import spread_loss
+from zoo.model.spread_loss import spread_loss
 from zoo.model.step import Inputs, Output, Weights
 from zoo.model.streams import Streams
 from zoo.model.whole import Misfit, find_misfits, refuse_borrowed_table

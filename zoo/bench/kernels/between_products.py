@@ -19,7 +19,7 @@ from zoo.kernels import machine_of
 from zoo.kernels.grouped_products import grouped_linear
 from zoo.lazy import Tensor, torch
 from zoo.model.activation import SiLU
-from zoo.model.loss import replace_by_gradient_
+from zoo.model.loss import TokenLoss
 from zoo.model.norm import LayerNorm, Norm, RMSNorm
 from zoo.model.position.rotary import RoPE
 from zoo.run import fp8
@@ -182,7 +182,8 @@ def _cross_entropy(sizes: PieceSizes, device: str, way: str) -> TimedPiece:
     """Make the cross-entropy loss and the gradient of the logits. zoo and Liger write the gradient over the logits."""
     logits = _draw_activations(device, sizes.tokens // 2, sizes.vocab)
     targets = torch.randint(sizes.vocab, (len(logits),), device=device)
-    ways: dict[str, Callable[..., Any]] = {"zoo": lambda: replace_by_gradient_(logits, targets, 1 / len(logits), 0.0)}
+    own = TokenLoss(1 / len(logits))
+    ways: dict[str, Callable[..., Any]] = {"zoo": lambda: own.overwrite(logits, targets, slice(None))}
     if way == "liger":
         from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]
 
