@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat
 
 from zoo.lazy import F, Tensor, torch
-from zoo.spec import Buffer, Spec, Weight
+from zoo.spec import Buffer, Spec, Weight, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Weights
@@ -19,9 +19,7 @@ class Activation(Spec, axis="activation"):
 
     learned: ClassVar[bool] = False
 
-    def shard(self, ranks: int) -> Activation:
-        """Return this activation itself: every tensor-parallel rank has all of its parameters."""
-        return self
+    shard = hold_whole  # every rank has all of its parameters
 
     def apply(self, x: Tensor) -> Tensor:
         """Apply the function to each element."""

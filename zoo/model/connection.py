@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from pydantic import PositiveFloat, PositiveInt
 
 from zoo.lazy import F, Tensor, torch
-from zoo.spec import Linear, Spec, Weight
+from zoo.spec import Linear, Spec, Weight, hold_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +40,7 @@ class Connection(Spec, axis="connection", default="sinkhorn"):
     n_streams: Annotated[int, Ge(2), Le(1024)] = 4
     """Number of residual streams, S."""
 
-    def shard(self, ranks: int) -> Connection:
-        return self  # factors read whole streams, and every rank has all streams of its own tokens
+    shard = hold_whole  # factors read whole streams, and every rank has all streams of its own tokens
 
     def weigh(self, m: Weights, x: Tensor) -> StreamFactors:
         """Make the factors of each token of the streams x [B, T, S, D]."""

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from zoo.lazy import Tensor, torch
 from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import Spec, Weight
+from zoo.spec import Spec, Weight, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.block.base import Block
@@ -71,9 +71,7 @@ class DepthRead(Spec, axis="depth_read", default="softmax"):
     n_reads: PositiveInt = 1
     """Number of vectors to read, each by weights of its own. The block sets it; a config leaves it out."""
 
-    def shard(self, ranks: int) -> DepthRead:
-        """Return this read itself: every rank reads for its own tokens."""
-        return self
+    shard = hold_whole  # every rank reads for its own tokens
 
     def repeat(self, n_reads: int) -> DepthRead:
         """Return a copy with `n_reads` reads, each by weights of its own."""

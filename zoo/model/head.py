@@ -15,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
 from zoo.model.activation import GELU, PlainActivation
 from zoo.model.norm import LayerNorm, WholeNorm
-from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied
+from zoo.spec import LOGITS, Buffer, Linear, Sized, Spec, Tied, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Inputs, Weights
@@ -46,9 +46,7 @@ class Head(Spec, axis="head", default="lm"):
         """Whether the head is for a task: it classifies or scores a text, rather than predicting tokens or a span."""
         return self.n_logits > 0 and not self.predicts_tokens and not self.asks
 
-    def shard(self, ranks: int) -> Head:
-        """Return this head itself: it is small, so every rank has all of it."""
-        return self
+    shard = hold_whole  # it is small
 
     def mark(self, ids: Tensor, real: Tensor | None) -> Tensor | None:
         """Mark the tokens [B, T] that `gather` pools or, if the head `asks`, the question tokens; None for all tokens.

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
 from zoo.model.activation import PlainActivation
 from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import WholeNorm
-from zoo.spec import Embedding, Linear, Sized, Spec
+from zoo.spec import Embedding, Linear, Sized, Spec, refuse_ranks
 
 if TYPE_CHECKING:
     from zoo.model.step import Weights
@@ -30,10 +29,7 @@ class PerLayerEmbedding(Spec, axis="per_layer", default="tokens"):
     norm: WholeNorm
     """Norm of the projected vectors."""
 
-    def shard(self, ranks: int) -> PerLayerEmbedding:
-        if ranks > 1:
-            raise ConfigError("tp: the per-layer embedding is not divided over ranks (tp=1)")
-        return self
+    shard = refuse_ranks("the per-layer embedding is not divided over ranks")
 
     def embed(self, m: Weights, ids: Tensor, x: Tensor) -> Tensor:
         """Compute the layers' inputs [B, T, L, P] from token ids [B, T] and the first layer's input x [B, T, D]."""
@@ -144,10 +140,7 @@ class GatedInput(LayerInput, kind="gated"):
             "norm": self.norm,
         }
 
-    def shard(self, ranks: int) -> GatedInput:
-        if ranks > 1:
-            raise ConfigError("tp: a layer's input from the per-layer embedding is not divided over ranks (tp=1)")
-        return self
+    shard = refuse_ranks("a layer's input from the per-layer embedding is not divided over ranks")
 
     def forward(self, m: Weights, x: Tensor, own: Tensor) -> Tensor:
         return m.norm(m.project(self.activation.apply(m.gate(x)) * own))

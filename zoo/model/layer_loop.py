@@ -15,7 +15,7 @@ from zoo.lazy import Tensor, torch
 from zoo.model.channels import Channel, Exchange, Fault, Shadows
 from zoo.model.depth_read import GroupSums, count_passed
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import Buffer, Linear, Spec
+from zoo.spec import Buffer, Linear, Spec, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Weights
@@ -212,9 +212,7 @@ class HierarchicalLoop(Loop, kind="hierarchical"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"low": Buffer((d_model,))}
 
-    def shard(self, ranks: int) -> HierarchicalLoop:
-        """Return this loop itself: every rank has the states of its own tokens."""
-        return self
+    shard = hold_whole  # every rank has the states of its own tokens
 
     def follow(self, m: Weights, exchange: Exchange) -> Rounds:
         return Hierarchy(self, m.low)
@@ -255,9 +253,7 @@ class MessageGate(Spec, axis="message_gate", default="low_rank"):
         """Mix the message into the sub-layer's input x, both [B, T, D]."""
         raise NotImplementedError
 
-    def shard(self, ranks: int) -> MessageGate:
-        """Return this gate itself: every rank mixes for its own tokens."""
-        return self
+    shard = hold_whole  # every rank mixes for its own tokens
 
 
 class LowRankGate(MessageGate, kind="low_rank"):

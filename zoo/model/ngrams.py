@@ -15,7 +15,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import F, Tensor, torch
 from zoo.model.attention.recurrent import check_causal, convolve, join_earlier
 from zoo.model.norm import RMSNorm, WholeNorm, give_weights
-from zoo.spec import Buffer, Conv, Embedding, Linear, Sized, Spec
+from zoo.spec import Buffer, Conv, Embedding, Linear, Sized, Spec, refuse_ranks
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -118,10 +118,7 @@ class HashedNGrams(NGramEmbedding, kind="hashed"):
             "conv": Conv(whole, whole, self.d_conv, groups=whole, dilation=self.longest),
         }
 
-    def shard(self, ranks: int) -> HashedNGrams:
-        if ranks > 1:
-            raise ConfigError("tp: tables of n-grams are not divided over ranks (tp=1)")
-        return self
+    shard = refuse_ranks("tables of n-grams are not divided over ranks")
 
     def state(self) -> dict[str, tuple[int, ...]]:
         before = (self.d_conv - 1) * self.longest

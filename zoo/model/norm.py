@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, PositiveFloat, PositiveInt
 
 from zoo.lazy import F, Tensor, torch
-from zoo.spec import Linear, Spec, Weight
+from zoo.spec import Linear, Spec, Weight, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Weights
@@ -24,9 +24,7 @@ class Norm(Spec, axis="norm"):
         """Normalise x […, D] over its last dimension."""
         raise NotImplementedError
 
-    def shard(self, ranks: int) -> Norm:
-        """Return this norm itself: every rank normalises whole vectors."""
-        return self
+    shard = hold_whole  # every rank normalises whole vectors
 
 
 class RMSNorm(Norm, kind="rmsnorm"):

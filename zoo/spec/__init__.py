@@ -26,7 +26,7 @@ from zoo.spec.parts import (
     Tied,
     Weight,
 )
-from zoo.spec.sharding import split
+from zoo.spec.sharding import hold_whole, refuse_ranks, split
 from zoo.spec.spec import Spec
 from zoo.spec.walk import (
     SpecRow,
@@ -40,3 +40,43 @@ from zoo.spec.walk import (
     tensors,
     walk,
 )
+
+__all__ = [
+    "CROSS",
+    "EXPERTS",
+    "LOGITS",
+    "READ",
+    "ROW",
+    "SHARED",
+    "SHARED_EXPERT",
+    "SHARED_GATE",
+    "TOKENS",
+    "Buffer",
+    "Conv",
+    "DrawnValues",
+    "Embedding",
+    "Experts",
+    "Group",
+    "Linear",
+    "Node",
+    "Part",
+    "Reused",
+    "Sized",
+    "Spec",
+    "SpecRow",
+    "Stack",
+    "Tied",
+    "Weight",
+    "components",
+    "hold_whole",
+    "is_hidden_matrix",
+    "owner_of",
+    "placed_tensors",
+    "refuse_ranks",
+    "rows",
+    "shares_part",
+    "split",
+    "table",
+    "tensors",
+    "walk",
+]

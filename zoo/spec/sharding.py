@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -41,6 +41,23 @@ def _uneven(sizes: dict[str, int | None], ranks: int, equal: Collection[str]) ->
         elif size and size % ranks and ranks % size and size not in [sizes[each] for each in equal]:
             would = f"{divisors(size)} and multiples of {size} would do"
             yield f"tp: {ranks} neither divides {name}={size} nor is a multiple of it ({would})"
+
+
+def hold_whole(self: S, ranks: int) -> S:
+    """Return the component itself: the `shard` of a component that every rank holds whole."""
+    return self
+
+
+def refuse_ranks(why: str) -> Any:
+    """Make the `shard` of a component that cannot be divided: it raises ConfigError, with the reason, if there are
+    several ranks."""
+
+    def shard(self: S, ranks: int) -> S:
+        if ranks > 1:
+            raise ConfigError(f"tp: {why} (tp=1)")
+        return self
+
+    return shard
 
 
 def uneven(name: str, size: int, ranks: int) -> Iterator[str]:

@@ -177,9 +177,9 @@ class Spec:
     def shard(self, ranks: int) -> Spec:
         """Return the part that one of `ranks` tensor-parallel ranks holds: a smaller component of the same kind.
 
-        A component overrides this: with `split` (zoo/spec/sharding.py) if it is divided, with `self` if every rank
-        holds it whole. Raises ConfigError if the ranks do not divide the component, or if it does not override this
-        method.
+        A component overrides this by functions of zoo/spec/sharding.py: with `split` if it is divided, with
+        `hold_whole` if every rank holds it whole. Raises ConfigError if the ranks do not divide the component, or if it
+        does not override this method.
         """
         what = f"{self.axis} '{self.kind}' does not say how it splits over {ranks} ranks"
         raise ConfigError(f"tp: {what} (tp=1, or give {type(self).__name__} a `shard`)")

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from zoo.errors import ConfigError
 from zoo.kernels.base import AttentionQuery
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import MultiHead, Passes, Sight, check_multiple
 from zoo.model.attention.recurrent import check_causal, convolve, shift_tokens
 from zoo.model.norm import RMSNorm, WholeNorm
-from zoo.spec import READ, Conv, Linear, Sized, Weight
+from zoo.spec import READ, Conv, Linear, Sized, Weight, refuse_ranks
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -82,11 +81,7 @@ class CCA(MultiHead, kind="cca"):
             **({"position": self.position} if self.position.per_layer else {}),
         }
 
-    def shard(self, ranks: int) -> CCA:
-        if ranks > 1:
-            found = "ranks divide heads, and 'cca' makes the values of some of the token before, of others not"
-            raise ConfigError(f"tp: {found} (tp=1)")
-        return self
+    shard = refuse_ranks("ranks divide heads, and 'cca' makes the values of some of the token before, of others not")
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys("kv", (self.n_kv_heads, self.head_dim))

@@ -20,7 +20,7 @@ from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
 from zoo.model.position.rotary import turn_pairs
 from zoo.model.step import CHOICE
-from zoo.spec import Linear, Sized, Spec, split
+from zoo.spec import Linear, Sized, Spec, hold_whole, split
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         """Add to `step.extra` the values that the indexers of all layers of a kind share in a pass; nothing by default.
         `rotate` makes the rotary tables of positions [1, E]."""
 
-    def shard(self, ranks: int) -> Indexer:
-        """Return the part that one of `ranks` tensor-parallel ranks holds; by default the whole indexer."""
-        return self
+    shard = hold_whole  # unless a kind divides its heads
 
     def choose(self, m: Weights, x: Tensor, latent: Tensor, step: Step, n_heads: int) -> None:
         """Choose keys and narrow the step's mask to them. `m` are the weights of the attention, which has `n_heads`

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from zoo.model.attention.base import Attention, Passes
+from zoo.spec import hold_whole
 
 
 class NoAttention(Attention, kind="none"):
@@ -12,6 +13,4 @@ class NoAttention(Attention, kind="none"):
     block neither lists nor calls it."""
 
     passes: ClassVar[Passes] = Passes(split=True)  # type: ignore[misc]
-
-    def shard(self, ranks: int) -> NoAttention:
-        return self
+    shard = hold_whole

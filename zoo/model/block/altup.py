@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 from pydantic import NonNegativeInt, PositiveInt
 
-from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
 from zoo.model.block.sublayers import Sandwich, SubLayer, SubLayers
 from zoo.model.layer_input import LayerInputs
-from zoo.spec import Linear, Weight
+from zoo.spec import Linear, Weight, refuse_ranks
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -71,10 +70,7 @@ class AltUp(Sandwich, kind="altup"):
             "laurel_norm": self.norm,
         }
 
-    def shard(self, ranks: int) -> AltUp:
-        if ranks > 1:
-            raise ConfigError("tp: the streams of an 'altup' block are not divided over ranks (tp=1)")
-        return self
+    shard = refuse_ranks("the streams of an 'altup' block are not divided over ranks")
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Tensor:
         coefficients = m.predict(self._route(m, x[:, :, self.active])).unflatten(-1, (self.n_streams, -1))  # B T S S

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.lazy import Tensor
 from zoo.model.attention.recurrent import check_causal, check_width, convolve
 from zoo.model.ffn import multiply
-from zoo.spec import Conv, Spec
+from zoo.spec import Conv, Spec, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -45,9 +45,7 @@ class ResidualConv(OutConv, kind="residual"):
         check_width(self.d_model, d_model)
         return {"conv": Conv(d_model, d_model, self.width, groups=d_model)}
 
-    def shard(self, ranks: int) -> ResidualConv:
-        """Return this convolution itself: every rank convolves whole vectors."""
-        return self
+    shard = hold_whole  # every rank convolves whole vectors
 
     def state(self) -> dict[str, tuple[int, ...]]:
         return {"conv": (self.width - 1, self.d_model)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveFloat
 
 from zoo.lazy import Tensor, torch
-from zoo.spec import Spec, Weight
+from zoo.spec import Spec, Weight, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Weights
@@ -25,9 +25,7 @@ class Residual(Spec, axis="residual", default="gated"):
         """Add a sub-layer's output y [B, T, D] to the stream x [B, T, D]."""
         raise NotImplementedError
 
-    def shard(self, ranks: int) -> Residual:
-        """Return this residual sum itself: every rank adds whole vectors."""
-        return self
+    shard = hold_whole  # every rank adds whole vectors
 
 
 class GatedResidual(Residual, kind="gated"):

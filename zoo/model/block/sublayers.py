@@ -18,7 +18,7 @@ from zoo.model.block.residual import Residual
 from zoo.model.ffn import FFN
 from zoo.model.layer_input import LayerInput, LayerInputs
 from zoo.model.norm import WholeNorm
-from zoo.spec import CROSS, Buffer, Node, Sized
+from zoo.spec import CROSS, Buffer, Node, Sized, hold_whole
 
 if TYPE_CHECKING:
     from zoo.model.step import Step, Weights
@@ -66,10 +66,7 @@ class Around(Node, name="around"):
     stream_scale: float | None = None
     """Constant factor of the stream before the sum; the block's `stream_scale` unless given (MiniMax-01, 2025)."""
 
-    def shard(self, ranks: int) -> Around:
-        """Return self: norms and factors act on whole vectors, and between sub-layers ranks divide the tokens, not the
-        vectors (sequence parallelism)."""
-        return self
+    shard = hold_whole  # between sub-layers ranks divide the tokens, not the vectors (sequence parallelism)
 
 
 AS_THE_KIND = Around()
