@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from pydantic import NonNegativeInt
@@ -11,7 +12,6 @@ from pydantic import NonNegativeInt
 from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
 from zoo.model.decoder import Decoder
-from zoo.model.init import Init
 from zoo.model.step import Output
 from zoo.model.tower import Encoder, Topology, Tower
 from zoo.model.whole import Misfit, find_misfits_between
@@ -51,38 +51,13 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     def towers(self) -> dict[str, Tower]:
         return {"encoder": self.encoder, "decoder": self.decoder}
 
-    @property
-    def _decoder(self) -> Decoder:
-        assert isinstance(self.decoder, Decoder)
-        return self.decoder
-
-    @property
-    def d_model(self) -> int:
-        return self._decoder.d_model
-
-    @property
-    def vocab_size(self) -> int:
-        return self._decoder.vocab_size
-
-    @property
-    def output_vocab_size(self) -> int:
-        return self._decoder.output_vocab_size
-
-    @property
-    def max_seq_len(self) -> int:
-        return self._decoder.max_seq_len
-
-    @property
-    def n_layers(self) -> int:
-        return self._decoder.n_layers
-
-    @property
-    def init(self) -> Init:
-        return self._decoder.init
-
-    @property
-    def cacheable_until(self) -> int | None:
-        return self._decoder.cacheable_until
+    d_model = property(attrgetter("decoder.d_model"))  # type: ignore[override]
+    vocab_size = property(attrgetter("decoder.vocab_size"))
+    output_vocab_size = property(attrgetter("decoder.output_vocab_size"))
+    max_seq_len = property(attrgetter("decoder.max_seq_len"))
+    n_layers = property(attrgetter("decoder.n_layers"))
+    init = property(attrgetter("decoder.init"))
+    cacheable_until = property(attrgetter("decoder.cacheable_until"))
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {name: Sized(tower, tower.d_model) for name, tower in self.towers().items()}
@@ -107,7 +82,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         packed into each tower's rows: a target reads only its own source. Raises ConfigError if only one of the two is
         given. `row_numbers` [B] are for both towers, `global_attention_mask` [B, S] for the encoder, and all `others`
         for the decoder."""
-        if decoder_input_ids is None and self._decoder.head.reads_text:
+        if decoder_input_ids is None and self.decoder.head.reads_text:
             decoder_input_ids = shift_right(input_ids, attention_mask, None if self.wraps else self.start_id)
             decoder_attention_mask = attention_mask
         elif decoder_input_ids is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoo.model.attention.base import Attention, Passes, Sight
+from zoo.model.attention.base import Attention, Passes
 from zoo.model.attention.gqa import GQA
-from zoo.model.position.base import Position
 
 if TYPE_CHECKING:
     from zoo.kernels.base import AttentionQuery
@@ -45,26 +46,14 @@ class TwoMixers(Attention):
     def passes(self) -> Passes:
         return Passes(loops=self.recurrent.passes.loops)
 
-    @property
-    def sight(self) -> Sight:
-        return self.softmax.sight
-
-    @property
-    def score_heads(self) -> int:
-        return self.softmax.score_heads
-
-    @property
-    def positioning(self) -> Position | None:
-        return self.softmax.positioning
-
-    @property
-    def rotary_width(self) -> int:
-        return self.softmax.rotary_width
+    sight = property(attrgetter("softmax.sight"))  # type: ignore[override]
+    score_heads = property(attrgetter("softmax.score_heads"))  # type: ignore[override]
+    positioning = property(attrgetter("softmax.positioning"))  # type: ignore[override]
+    rotary_width = property(attrgetter("softmax.rotary_width"))  # type: ignore[override]
 
     def shard(self, ranks: int) -> TwoMixers:
         """Return the part of one rank: its heads of both mixers."""
-        own = {field.name: getattr(self, field.name) for field in self.fields()}
-        return type(self)(**own | {name: own[name].shard(ranks) for name in ("softmax", "recurrent")})
+        return replace(self, softmax=self.softmax.shard(ranks), recurrent=self.recurrent.shard(ranks))
 
     def cache(self) -> dict[str, tuple[int, ...]]:
         return self.softmax.cache()
