@@ -39,6 +39,15 @@ SMALL = 65536
 so that no copy of a matrix is kept for each number of rows."""
 
 
+def _record(method: Callable[..., Any]) -> Any:
+    """Make the method of a RecordingStep that records the calls of this method of Step."""
+
+    def ask(self: RecordingStep, *args: Any, **options: Any) -> Any:
+        return self._ask(method, *args, **options)
+
+    return ask
+
+
 class RecordingStep(Step):
     """A Step that records the methods that a layer calls on it, to repeat the calls on the Step of a later pass."""
 
@@ -57,35 +66,20 @@ class RecordingStep(Step):
         recorder.note(method, (self, *args), options, result)
         return result
 
-    def remember(self, **new: Any) -> tuple[Any, ...]:
-        return self._ask(Step.remember, **new)
-
     def recall(self, compute: Callable[[Any], tuple[Any, ...]], *names: str) -> tuple[Any, ...]:
         if self.memory is not None:
             self._recorder.refuse("an encoder's output is read")
             return super().recall(compute, *names)
         return self._ask(Step.recall, _is_kept, *names)
 
-    def apply(self, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        return self._ask(Step.apply, work, *given, **options)
-
     def give(self, channel: str, value: object) -> Any:
         return self._ask(Step.give, channel, value) if channel in self.gives else value
-
-    def attend(self, q: Any, k: Any, v: Any, scale: float, own: Any = None, read: Any = None, **scores: Any) -> Any:
-        return self._ask(Step.attend, q, k, v, scale, own, read, **scores)
 
     def choose(self, pick: Any, k: Any, *queries: Any) -> None:
         self._ask(_choose, pick.func, pick.keywords, k, *queries)
 
-    def take_choice(self) -> None:
-        self._ask(Step.take_choice)
-
-    def state(self, name: str) -> Any:
-        return self._ask(Step.state, name)
-
-    def hold(self, **states: Any) -> None:
-        self._ask(Step.hold, **states)
+    remember, apply, attend = _record(Step.remember), _record(Step.apply), _record(Step.attend)
+    take_choice, state, hold = _record(Step.take_choice), _record(Step.state), _record(Step.hold)
 
 
 def _choose(step: Step, pick: Callable[..., Any], how: dict[str, Any], k: torch.Tensor, *queries: Any) -> None:
