@@ -61,13 +61,6 @@ def list_candidates(most: int) -> list[int]:
     return sorted({most, max(most - 1, 1), *halves}, reverse=True)
 
 
-def choose_threads(most: int, now: int | None = None) -> ThreadChoice:
-    """Measure which number of threads, up to `most`, computes fastest now, in about `SPEND` seconds. The present number
-    `now` (default `most`) is kept unless another is faster by a factor of at least `MARGIN`."""
-    rates = measure_rates(list_candidates(most), make_probe(most))
-    return choose_fastest(rates, most, now or most)
-
-
 def choose_fastest(rates: Mapping[int, float], most: int, now: int) -> ThreadChoice:
     """Choose the number with most laps per second; keep `now` unless another is at least `MARGIN` times as fast."""
     best = max(rates, key=lambda threads: rates[threads])
@@ -138,14 +131,8 @@ def use_fastest_threads(device: torch.device) -> ThreadChoice | None:
     later call raises the number again if it was lowered for a busy program that has ended. Does nothing on other
     devices than a CPU, with one thread, or if the user has set the number."""
     global _chosen
-    most, now = most_threads(), torch.get_num_threads()
-    if device.type != "cpu" or most == 1 or threads_are_stated():
-        return None
-    choice = choose_threads(most, now)
-    if choice.threads == now:
-        return None
-    _chosen = choice
-    torch.set_num_threads(choice.threads)
+    choice = ThreadWatch(device).begin()
+    _chosen = choice or _chosen
     return choice
 
 
@@ -189,8 +176,10 @@ class ThreadWatch:
             self.best = state["best_pace"]
 
     def _look(self) -> ThreadChoice | None:
+        """Measure which number of threads computes fastest now, in about `SPEND` seconds, and set it."""
         now = torch.get_num_threads()
-        choice = choose_threads(self.most, now)
+        rates = measure_rates(list_candidates(self.most), make_probe(self.most))
+        choice = choose_fastest(rates, self.most, now)
         changed = choice.threads != now
         self._wait = WAIT if changed else min(2 * self._wait, LONGEST_WAIT)
         self._looked = self._clock()
