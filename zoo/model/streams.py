@@ -25,8 +25,8 @@ class Streams(Spec, axis="streams", default="altup"):
     """Number of residual streams, S."""
 
     def expand(self, m: Weights, x: Tensor) -> Tensor:
-        """Make the streams [B, T, S, D] from the embedding's output x [B, T, D]."""
-        raise NotImplementedError
+        """Make the streams [B, T, S, D] from the embedding's output x [B, T, D]; by default copies of it."""
+        return torch.stack((x,) * self.count, 2)
 
     def collapse(self, m: Weights, x: Tensor) -> Tensor:
         """Merge the last layer's streams x [B, T, S, D] into one vector per token [B, T, D]."""
@@ -59,9 +59,6 @@ class AltUpStreams(Streams, kind="altup"):
 class MeanStreams(Streams, kind="mean"):
     """Equal streams at first, and their mean in the end (Zhu et al., 2024; GLM-5.3, 2026)."""
 
-    def expand(self, m: Weights, x: Tensor) -> Tensor:
-        return _copy(x, self.count)
-
     def collapse(self, m: Weights, x: Tensor) -> Tensor:
         return x.mean(2)
 
@@ -81,9 +78,6 @@ class WeightedStreams(Streams, kind="weighted"):
             "base": Weight((self.count,), init=partial(fill_base, n_streams=self.count)),
             "scale": Weight((1,), init=0.01),
         }
-
-    def expand(self, m: Weights, x: Tensor) -> Tensor:
-        return _copy(x, self.count)
 
     def collapse(self, m: Weights, x: Tensor) -> Tensor:
         logits = project_streams(m.project, x, self.norm_eps) * m.scale.float() + m.base.float()
@@ -105,16 +99,9 @@ class GatedStreams(Streams, kind="gated"):
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"norm": give_weights(self.norm, self.count), **list_gates(self.count * d_model, self.rank)}
 
-    def expand(self, m: Weights, x: Tensor) -> Tensor:
-        return _copy(x, self.count)
-
     def collapse(self, m: Weights, x: Tensor) -> Tensor:
         normed = m.norm(x)
         return read_streams(normed, gate_streams(m, normed))
-
-
-def _copy(x: Tensor, count: int) -> Tensor:
-    return torch.stack((x,) * count, 2)
 
 
 def _root_mean_square(x: Tensor) -> Tensor:
