@@ -243,7 +243,8 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     """Return the tensor-parallel processes; if they are not started, start them and exit with their code. Raises
     ConfigError for options or models that cannot be split over `tp` processes."""
     from zoo.checkpoint import store
-    from zoo.run.rank import check_parts, find_ranks
+    from zoo.costs.rank_model import shard_model
+    from zoo.run.rank import find_ranks
 
     started = read_world().size > 1
     if tp == 1 and not started:
@@ -252,7 +253,7 @@ def _find_world(tp: int, folder: Path, args: list[str], reads_input: bool, **low
     if reads_input:
         faults.append(f"prompt: is on standard input, which tp={tp} processes would share (--prompt-file FILE)")
     refuse(faults)
-    check_parts(store.load_spec(folder), tp)
+    shard_model(store.load_spec(folder), tp)
     if started:
         return find_ranks(tp)
     from zoo.jobs.launch import launch

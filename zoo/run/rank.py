@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from zoo.run.layer import Model
 
 
-def check_parts(spec: Any, ranks: int) -> None:
-    """Check that `ranks` ranks can divide a model. Raises ConfigError with a line for each component that they cannot
-    divide."""
-    shard_model(spec, ranks)
-
-
 def find_ranks(asked: int) -> World:
     """Return the processes started by torchrun or `zoo generate --tp`. Raises ConfigError if their number is not
     `asked`."""
