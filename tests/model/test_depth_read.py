@@ -1,6 +1,7 @@
 """What Inkling 2 is made of: attention over depth, sinks and convolutions of each token, vectors of bounded length."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from zoo.costs.rank_model import context_faults
 from zoo.kernels.dispatch import attend
 from zoo.kernels.mask import Mask
 from zoo.model.activation import Activation
-from zoo.model.depth_read import GroupSums, find_depth_faults
+from zoo.model.depth_read import GroupSums
 from zoo.model.ffn import FFN
 from zoo.model.norm import Norm
 
@@ -154,9 +155,10 @@ def test_what_means_nothing_is_refused_in_one_line(overrides, fault, capsys):
 
 def test_layers_that_add_to_one_sum_have_no_place_beside_those_that_read_groups():
     blocks = {**spec_of(GROUPS).blocks, "plain": spec_of([]).blocks["layer"]}
-    ((kind, text),) = find_depth_faults(blocks, ("first", "plain", "layer", "plain"))
+    faults = lambda *pattern: list(GroupSums.find_faults(SimpleNamespace(blocks=blocks, pattern=pattern)))  # noqa: E731
+    (((*_, kind), text),) = faults("first", "plain", "layer", "plain")
     assert kind == "plain" and "adds to the sum of all layers, and 'first' layers read groups" in text
-    assert find_depth_faults(blocks, ("first", "layer")) == find_depth_faults(blocks, ("plain",)) == []
+    assert faults("first", "layer") == faults("plain") == []
 
 
 def test_ranks_that_have_some_of_a_rows_tokens_are_refused_by_sinks_of_each_token():

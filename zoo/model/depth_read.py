@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,6 @@ from zoo.model.norm import RMSNorm, WholeNorm
 from zoo.spec import Spec, Weight, hold_whole
 
 if TYPE_CHECKING:
-    from zoo.model.block.base import Block
     from zoo.model.step import Weights
     from zoo.model.tower import Tower
 
@@ -62,7 +61,12 @@ class GroupSums(Channel, name="groups"):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        yield from ((("blocks", name), text) for name, text in find_depth_faults(tower.blocks, tower.pattern))
+        """Yield a fault for each kind of layer that adds to one stream while others read groups of layers."""
+        kinds = {name: cls.name in tower.blocks[name].takes for name in tower.pattern}
+        reader = next((name for name, reads in kinds.items() if reads), None)
+        for name in () if reader is None else [name for name, reads in kinds.items() if not reads]:
+            found = f"adds to the sum of all layers, and '{reader}' layers read groups of them"
+            yield ("blocks", name), f"{found} (block: attention_residual in all layers, or in none)"
 
 
 class DepthRead(Spec, axis="depth_read", default="softmax"):
@@ -126,18 +130,3 @@ def count_passed(tower: Tower) -> int:
     """Count the groups of layers that end within each pass of a tower's loop."""
     inside = () if tower.loop is None else tower.pattern[tower.loop.start + 1 : tower.loop.end]
     return sum(GroupSums.name in tower.blocks[name].gives for name in inside)
-
-
-def find_depth_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> list[tuple[str, str]]:
-    """List the kinds of layer that add to one stream while others read groups of layers, with a line about each
-    fault."""
-    kinds = dict.fromkeys(pattern)
-    readers = [name for name in kinds if GroupSums.name in blocks[name].takes]
-    if not readers:
-        return []
-    others = [name for name in kinds if GroupSums.name not in blocks[name].takes]
-    would = "block: attention_residual in all layers, or in none"
-    return [
-        (name, f"adds to the sum of all layers, and '{readers[0]}' layers read groups of them ({would})")
-        for name in others
-    ]

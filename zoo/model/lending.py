@@ -44,30 +44,6 @@ def find_sources(blocks: Mapping[str, Block], pattern: Sequence[str]) -> dict[in
     return found
 
 
-def find_lending_faults(blocks: Mapping[str, Block], pattern: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each kind of layer that cannot take the keys and values that its attention names, with the reason."""
-    sources = find_sources(blocks, pattern)
-    for name, block in blocks.items():
-        loan = block.attention.loan
-        if loan is None:
-            continue
-        lender = loan.lender
-        places = [index for index, each in enumerate(pattern) if each == name]
-        if lender not in blocks:
-            yield name, f"is {lender!r}, and the kinds of layer are: {', '.join(blocks)} (one of them)"
-        elif any(index not in sources for index in places):
-            first = next(index for index in places if index not in sources)
-            yield name, f"is {lender!r}, and no layer before layer {first} is of that kind (a pattern with one)"
-        elif blocks[lender].attention.kind != block.attention.kind or blocks[lender].attention.loan is not None:
-            yield name, f"is {lender!r}, whose layers make none of their own by head (a kind that does)"
-        else:
-            theirs, own = blocks[lender].attention, block.attention
-            differ = [each for each in loan.alike if getattr(theirs, each) != getattr(own, each)]
-            if differ:
-                which = ", ".join(differ)
-                yield name, f"is {lender!r}, whose layers have other {which}, and they are read as they are (the same)"
-
-
 class LentKeys(Channel, name="keys"):
     """The keys and values that layers lend, each kept until its last reader takes it. With a cache they are the
     lender's own pools, so that nothing is stored twice."""
@@ -103,6 +79,21 @@ class LentKeys(Channel, name="keys"):
 
     @classmethod
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
-        for name, text in find_lending_faults(tower.blocks, tower.pattern):
-            loan = tower.blocks[name].attention.loan
-            yield ("blocks", name, "attention", loan.field if loan else ""), text
+        """Yield a fault for each kind of layer that cannot take the keys and values that its attention names."""
+        blocks, sources = tower.blocks, find_sources(tower.blocks, tower.pattern)
+        for name, block in blocks.items():
+            own, loan = block.attention, block.attention.loan
+            if loan is None:
+                continue
+            path, lender = ("blocks", name, "attention", loan.field), loan.lender
+            missing = [place for place, each in enumerate(tower.pattern) if each == name and place not in sources]
+            if lender not in blocks:
+                yield path, f"is {lender!r}, and the kinds of layer are: {', '.join(blocks)} (one of them)"
+            elif missing:
+                found = f"no layer before layer {missing[0]} is of that kind"
+                yield path, f"is {lender!r}, and {found} (a pattern with one)"
+            elif blocks[lender].attention.kind != own.kind or blocks[lender].attention.loan is not None:
+                yield path, f"is {lender!r}, whose layers make none of their own by head (a kind that does)"
+            elif differ := [n for n in loan.alike if getattr(blocks[lender].attention, n) != getattr(own, n)]:
+                which = f"whose layers have other {', '.join(differ)}, and they are read as they are"
+                yield path, f"is {lender!r}, {which} (the same)"
