@@ -18,7 +18,7 @@ from zoo.model.attention.tempering import Tempering
 from zoo.model.channels import Channel, Fault, Shadows
 from zoo.model.norm import LayerNorm, RMSNorm, WholeNorm
 from zoo.model.position.base import Position
-from zoo.model.position.rotary import turn_pairs
+from zoo.model.position.rotary import rotate_part
 from zoo.model.step import CHOICE
 from zoo.spec import Linear, Sized, Spec, hold_whole, split
 from zoo.spec.sharding import divisors
@@ -116,20 +116,6 @@ class Indexer(Spec, axis="indexer", default="lightning"):
         """Choose keys and narrow the step's mask to them. `m` are the weights of the attention, which has `n_heads`
         heads. x [B, T, D] is the attention's input, `latent` [B, T, Q] the input of its queries."""
         raise NotImplementedError
-
-
-def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
-    """Rotate the first channels of x [B, T, H, C], or with `last` its last channels, by attention's rotary `tables`.
-    The tables determine how many channels. Without tables, return x."""
-    if tables is None:
-        return x
-    cos, sin = tables
-    width, whole = 2 * cos.shape[-1], x.shape[-1]
-    if last and width < whole:
-        plain, turned = x.split((whole - width, width), -1)
-        return torch.cat((plain, turn_pairs(turned, cos, sin, interleaved)), -1)
-    turned = turn_pairs(x[..., :width], cos, sin, interleaved)
-    return turned if width == whole else torch.cat((turned, x[..., width:]), -1)
 
 
 def check_indexer(attention: Any, rotated: int, apart: Sequence[str]) -> None:

@@ -10,9 +10,10 @@ from pydantic import PositiveInt
 
 from zoo.kernels.choosing import Pools, score_keys, take_pools
 from zoo.lazy import Tensor, torch
-from zoo.model.attention.indexer import NormedIndexer, Rotate, check_rotation, rotate_part
+from zoo.model.attention.indexer import NormedIndexer, Rotate, check_rotation
 from zoo.model.attention.pooled_indexer import ByPools
 from zoo.model.position.base import Position
+from zoo.model.position.rotary import rotate_part
 
 if TYPE_CHECKING:
     from zoo.kernels.mask import Mask

@@ -341,11 +341,22 @@ class RoPE(Position, kind="rope"):
         return cos.to(dtype)[:, :, None], sin.to(dtype)[:, :, None]  # B T 1 R/2
 
     def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = tables
-        width = 2 * cos.shape[-1]
-        turned, kept = (x, None) if width == x.shape[-1] else x.split((width, x.shape[-1] - width), -1)
-        turned = turn(turned, cos, sin, self.interleaved)
-        return turned if kept is None else torch.cat((turned, kept), -1)
+        return rotate_part(x, tables, self.interleaved)
+
+
+def rotate_part(x: Tensor, tables: tuple[Tensor, Tensor] | None, interleaved: bool, last: bool = False) -> Tensor:
+    """Rotate the first channels of x [B, T, H, C], or with `last` its last channels, by cosines and sines. The tables
+    determine how many channels. Without tables, return x."""
+    if tables is None:
+        return x
+    rest = x.shape[-1] - 2 * tables[0].shape[-1]
+    if not rest:
+        return turn(x, *tables, interleaved)
+    if last:
+        kept, turned = x.split((rest, x.shape[-1] - rest), -1)
+        return torch.cat((kept, turn(turned, *tables, interleaved)), -1)
+    turned, kept = x.split((x.shape[-1] - rest, rest), -1)
+    return torch.cat((turn(turned, *tables, interleaved), kept), -1)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
