@@ -85,14 +85,8 @@ def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None
         _lay_out(Path(own), git, commit, said or "")
         environment |= {"GIT_DIR": own, "GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(git / "index")}
         environment["GIT_OBJECT_DIRECTORY"] = str(shared / "objects")
-        options = (
-            "-c",
-            "core.fsmonitor=false",
-            "-c",
-            f"core.hooksPath={os.devnull}",
-            "-c",
-            "core.untrackedCache=false",
-        )
+        off = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", "core.untrackedCache=false")
+        options = [word for setting in off for word in ("-c", setting)]
         words = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all", "--no-renames")
         return _ask_git((*options, *words), tree, environment)
 

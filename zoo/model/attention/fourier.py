@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 
 from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Attention
+from zoo.model.attention.recurrent import check_width
 from zoo.model.position.constants import keep_constant
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ class Fourier(Attention, kind="fourier"):
     """Width of the residual stream, stated because the FLOPs depend on it."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
-        if d_model != self.d_model:
-            raise ValueError(f"d_model={self.d_model}, where the stream is {d_model} wide (give it that)")
+        check_width(self.d_model, d_model)
         return {}
 
     def core_flops(self, pairs: int) -> int:

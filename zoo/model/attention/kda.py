@@ -14,7 +14,7 @@ from zoo.model.attention.base import Attention
 from zoo.model.attention.delta import scan_delta, unit_length
 from zoo.model.attention.recurrent import (
     check_causal,
-    check_power_of_two,
+    check_chunk_size,
     convolve,
     exactly,
     spread_rates,
@@ -62,7 +62,7 @@ class KDA(Attention, kind="kda"):
     """Chunk length of the recurrence, in tokens, a power of two; affects only speed."""
 
     def __post_init__(self) -> None:
-        check_power_of_two("chunk_size", self.chunk_size)
+        check_chunk_size(self.chunk_size)
 
     @property
     def d_inner(self) -> int:

@@ -13,7 +13,7 @@ from zoo.model.activation import PlainActivation, SiLU
 from zoo.model.attention.base import Attention
 from zoo.model.attention.recurrent import (
     check_causal,
-    check_power_of_two,
+    check_chunk_size,
     chunked,
     exactly,
     make_decays,
@@ -197,7 +197,7 @@ class GLA(GatedLinear, kind="gla"):
     """Chunk length of the recurrence, in tokens, a power of two; affects only speed."""
 
     def __post_init__(self) -> None:
-        check_power_of_two("chunk_size", self.chunk_size)
+        check_chunk_size(self.chunk_size)
 
     def _list_decays(self, d_model: int) -> dict[str, Any]:
         return {

@@ -275,10 +275,10 @@ def make_decays(log: Tensor, fresh: Tensor | None, length: int) -> Decays:
     return made(chunked(log, length), None if fresh is None else chunked(fresh, length))
 
 
-def check_power_of_two(name: str, value: int) -> None:
-    """Raises ValueError if a number is not a power of two."""
-    if value & (value - 1):
-        raise ValueError(f"{name}={value} is not a power of two ({1 << value.bit_length()} is)")
+def check_chunk_size(chunk_size: int) -> None:
+    """Raises ValueError if a chunk's length is not a power of two."""
+    if chunk_size & (chunk_size - 1):
+        raise ValueError(f"chunk_size={chunk_size} is not a power of two ({1 << chunk_size.bit_length()} is)")
 
 
 def pick_length(most: int, log: Tensor) -> int:

@@ -14,7 +14,7 @@ from zoo.model.attention.base import Attention
 from zoo.model.attention.delta import carry_chunks, unit_length
 from zoo.model.attention.recurrent import (
     check_causal,
-    check_power_of_two,
+    check_chunk_size,
     check_width,
     chunked,
     exactly,
@@ -81,7 +81,7 @@ class RWKV7(Attention, kind="rwkv7"):
     """Chunk length of the recurrence, in tokens, a power of two; affects only speed."""
 
     def __post_init__(self) -> None:
-        check_power_of_two("chunk_size", self.chunk_size)
+        check_chunk_size(self.chunk_size)
         if (self.value_rank is None) != (self.values_from is None):
             found = f"value_rank={self.value_rank} values_from={self.values_from}"
             raise ValueError(f"{found}: a rank is of the mix with another layer's values (both, or neither)")
