@@ -27,11 +27,11 @@ class Norm(Spec, axis="norm"):
     shard = hold_whole  # every rank normalises whole vectors
 
 
-class RMSNorm(Norm, kind="rmsnorm"):
-    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019)."""
+class ScaledNorm(Norm):
+    """Base of the norms with a learned scale and shift."""
 
-    eps: float = 1e-6
-    """Epsilon, added to the mean square under the root."""
+    eps: float
+    """Epsilon, added under the root."""
     weight: bool = True
     """Whether each channel is multiplied by a learned weight."""
     bias: bool = False
@@ -41,22 +41,52 @@ class RMSNorm(Norm, kind="rmsnorm"):
     heads: PositiveInt | None = None
     """Number of vectors [heads, D] that have a weight each, as Cohere's queries and keys do. The component that owns
     the norm sets this number; a config leaves it out."""
+
+    def __post_init__(self) -> None:
+        if self.eps <= 0:
+            raise ValueError(f"eps must be above 0, found {self.eps}")
+        if self.unit_offset and not self.weight:
+            raise ValueError("unit_offset adds 1 to a weight, and weight is false (set one or the other)")
+
+    def parts(self, d_model: int) -> dict[str, Any]:
+        shape = (self.heads, d_model) if self.heads else (d_model,)
+        weight = {"weight": Weight(shape, init=0.0 if self.unit_offset else 1.0)} if self.weight else {}
+        return weight | ({"bias": Weight(shape)} if self.bias else {})
+
+    def _list_factors(self, m: Weights) -> tuple[Tensor | None, Tensor | None]:
+        """Return scale and shift in float32; None for none."""
+        scale = None if not self.weight else m.weight.float() + 1 if self.unit_offset else m.weight.float()
+        return scale, m.bias.float() if self.bias else None
+
+    def _is_native(self, m: Weights, x: Tensor) -> bool:
+        """Whether torch's fused kernel can take x without a cast to float32.
+
+        CUDA's kernels compute in float32 whatever the dtype, so they save no float32 copy of x for the backward pass.
+        The CPU's layer_norm would save its statistics in bfloat16.
+        """
+        if not _fuses(x.device) or self.heads or self.unit_offset:
+            return False
+        return all(getattr(m, name).dtype == x.dtype for name in ("weight", "bias") if getattr(self, name))
+
+
+class RMSNorm(ScaledNorm, kind="rmsnorm"):
+    """x / √(mean(x²) + eps) · weight (Zhang and Sennrich, 2019)."""
+
+    eps: float = 1e-6
+    """Epsilon, added to the mean square under the root."""
     weight_first: bool = False
     """Whether x is multiplied by the weight before it is normalised, rather than after (Meta, 2026, Muse Spark)."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         if self.weight_first and (not self.weight or self.heads):
             found = f"heads={self.heads}" if self.heads else "weight is false"
             raise ValueError(f"weight_first places the one weight of a vector, found {found} (leave one out)")
 
-    def parts(self, d_model: int) -> dict[str, Any]:
-        return _scale_and_shift(self, d_model)
-
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        if not self.bias and not self.weight_first and _native(self, m, x):
+        if not self.bias and not self.weight_first and self._is_native(m, x):
             return F.rms_norm(x, x.shape[-1:], m.weight if self.weight else None, self.eps)
-        scale, shift = _scale(self, m), m.bias.float() if self.bias else None
+        scale, shift = self._list_factors(m)
         whole = x.float()
         if self.weight_first:
             whole, scale = whole * scale, None  # type: ignore[operator]
@@ -121,32 +151,19 @@ def _division_by_rms() -> Any:
     return DivisionByRMS
 
 
-class LayerNorm(Norm, kind="layernorm"):
+class LayerNorm(ScaledNorm, kind="layernorm"):
     """(x − mean) / √(var + eps) · weight + bias (Ba, Kiros and Hinton, 2016)."""
 
     eps: float = 1e-5
     """Epsilon, added to the variance under the root."""
-    weight: bool = True
-    """Whether each channel is multiplied by a learned weight."""
     bias: bool = True
     """Whether a learned number is added to each channel last."""
-    unit_offset: bool = False
-    """Whether the scale is 1 + weight, so that the weight starts at 0."""
-    heads: PositiveInt | None = None
-    """Number of vectors [heads, D] that have a weight each. The component that owns the norm sets this number; a config
-    leaves it out."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def parts(self, d_model: int) -> dict[str, Any]:
-        return _scale_and_shift(self, d_model)
 
     def forward(self, m: Weights, x: Tensor) -> Tensor:
-        if _native(self, m, x):
+        if self._is_native(m, x):
             weight, bias = m.weight if self.weight else None, m.bias if self.bias else None
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-        scale, shift = _scale(self, m), m.bias.float() if self.bias else None
+        scale, shift = self._list_factors(m)
         if self.heads is None:
             return F.layer_norm(x.float(), x.shape[-1:], scale, shift, self.eps).to(x.dtype)
         y = F.layer_norm(x.float(), x.shape[-1:], None, None, self.eps)
@@ -241,42 +258,12 @@ class GatedNorm(Norm, kind="gated"):
 def give_weights(norm: Norm, count: int) -> Norm:
     """Return the norm for vectors [count, D], with a weight for each. Raises ValueError for kinds other than RMSNorm,
     LayerNorm and L2Clip."""
-    if not isinstance(norm, RMSNorm | LayerNorm | L2Clip):
+    if not isinstance(norm, ScaledNorm | L2Clip):
         raise ValueError(
             f"norm '{norm.kind}' has no weight for each of several vectors (rmsnorm, layernorm or l2_clip)"
         )
     return replace(norm, heads=count)
 
 
-def _check(norm: RMSNorm | LayerNorm) -> None:
-    if norm.eps <= 0:
-        raise ValueError(f"eps must be above 0, found {norm.eps}")
-    if norm.unit_offset and not norm.weight:
-        raise ValueError("unit_offset adds 1 to a weight, and weight is false (set one or the other)")
-
-
-def _scale_and_shift(norm: RMSNorm | LayerNorm, d_model: int) -> dict[str, Any]:
-    shape = (norm.heads, d_model) if norm.heads else (d_model,)
-    weight = {"weight": Weight(shape, init=0.0 if norm.unit_offset else 1.0)} if norm.weight else {}
-    return weight | ({"bias": Weight(shape)} if norm.bias else {})
-
-
-def _native(norm: RMSNorm | LayerNorm, m: Weights, x: torch.Tensor) -> bool:
-    """Whether torch's fused kernel can take x without a cast to float32.
-
-    CUDA's kernels compute in float32 whatever the dtype, so they save no float32 copy of x for the backward pass. The
-    CPU's layer_norm would save its statistics in bfloat16.
-    """
-    if not _fuses(x.device) or norm.heads or norm.unit_offset:
-        return False
-    return all(getattr(m, name).dtype == x.dtype for name in ("weight", "bias") if getattr(norm, name))
-
-
 def _fuses(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _scale(norm: RMSNorm | LayerNorm, m: Weights) -> torch.Tensor | None:
-    if not norm.weight:
-        return None
-    return m.weight.float() + 1 if norm.unit_offset else m.weight.float()
