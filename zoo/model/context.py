@@ -101,9 +101,9 @@ class ForwardContext:
 
     @property
     def table_positions(self) -> Tensor:
-        """The positions to look up in a learned table [B|1, T]. If the scheme has a `padding_id` (RoBERTa), tokens of
+        """The positions to look up in a learned table [B|1, T]. If the scheme has a `skip_id` (RoBERTa), tokens of
         that id get −1; without a cache positions do not count them. Packed rows keep their positions."""
-        skipped = self.spec.position.padding_id
+        skipped = self.spec.position.skip_id
         if skipped is None or self.documents is not None:
             return self.positions
         if self.cache is not None:

@@ -22,7 +22,7 @@ class Learned(Position, kind="learned"):
     """Number of positions in the table: the longest sequence, in tokens."""
     offset: NonNegativeInt = 0
     """Number of rows of the table before the row of position 0 (OPT and BART: 2)."""
-    skip_id: NonNegativeInt | None = None
+    skip_id: NonNegativeInt | None = None  # type: ignore[misc]
     """Token id that positions do not count: its tokens get position -1 (RoBERTa: the padding id, with an `offset` one
     larger than this id)."""
 
@@ -35,10 +35,6 @@ class Learned(Position, kind="learned"):
     @property
     def limit(self) -> int | None:
         return self.max_seq_len
-
-    @property
-    def padding_id(self) -> int | None:
-        return self.skip_id
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"table": Embedding(self.max_seq_len + self.offset, d_model)}
@@ -60,7 +56,7 @@ class Sinusoidal(Position, kind="sinusoidal"):
     2/D)."""
     offset: NonNegativeInt = 0
     """Number added to each position."""
-    skip_id: NonNegativeInt | None = None
+    skip_id: NonNegativeInt | None = None  # type: ignore[misc]
     """Token id that positions do not count: its tokens get no vector."""
     rows: PositiveInt | None = None
     """Number of positions of a saved, untrained table of the waves (Pegasus); null to compute the waves."""
@@ -72,10 +68,6 @@ class Sinusoidal(Position, kind="sinusoidal"):
     @property
     def limit(self) -> int | None:
         return self.rows
-
-    @property
-    def padding_id(self) -> int | None:
-        return self.skip_id
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {"table": Buffer((self.rows, d_model), init=self._fill)} if self.rows else {}

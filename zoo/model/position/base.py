@@ -27,6 +27,8 @@ class Position(Spec, axis="position"):
     """Whether every layer has its own weights for this scheme; otherwise the model has one set for all layers."""
     reads_input: ClassVar[bool] = False
     """Whether the scheme's bias depends on the input of the queries, which attention then passes to `read`."""
+    skip_id: ClassVar[int | None] = None
+    """The token id of padding, if positions recognise padding by its id and do not count it (RoBERTa)."""
 
     @property
     def limit(self) -> int | None:
@@ -63,11 +65,6 @@ class Position(Spec, axis="position"):
     def inside(self) -> bool:
         """Whether the scheme acts inside attention rather than at the embedding."""
         return self.biases
-
-    @property
-    def padding_id(self) -> int | None:
-        """The token id of padding, if positions recognise padding by its id and do not count it (RoBERTa)."""
-        return None
 
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         """Add the positions [B, T] to x [B, T, D]."""
@@ -121,8 +118,8 @@ class WithAbsolute(Position):
         return None if self.absolute is None else self.absolute.limit
 
     @property
-    def padding_id(self) -> int | None:
-        return None if self.absolute is None else self.absolute.padding_id
+    def skip_id(self) -> int | None:  # type: ignore[override]
+        return None if self.absolute is None else self.absolute.skip_id
 
     def embed(self, m: Weights, x: Tensor, positions: Tensor) -> Tensor:
         return x if self.absolute is None else self.absolute.embed(m.absolute, x, positions)

@@ -153,7 +153,7 @@ class Contrastive(RecordObjective, kind="contrastive"):
         width = open_pipeline(self.modules, self.pooling).find_width(spec.out_width or spec.d_model)
         if self.dims and max(self.dims) > width:
             raise ConfigError(f"objective.dims: has {max(self.dims)}, the vectors have {width} numbers (1 to {width})")
-        how: dict[str, Any] = {"pad_id": spec.position.padding_id or 0, "seq_len": context.seq_len}
+        how: dict[str, Any] = {"pad_id": spec.position.skip_id or 0, "seq_len": context.seq_len}
         return partial(pad_compared, one_shape=context.one_shape, **how)  # type: ignore[return-value]
 
     def targets(self, batch: Batch) -> int:

@@ -159,7 +159,7 @@ class Labelled(TaskObjective, RecordObjective):  # type: ignore[reportIncompatib
         how = {"typed": typed, "by_token": self.by_token}
         return partial(
             pad_labelled,
-            pad_id=first.position.padding_id or 0,
+            pad_id=first.position.skip_id or 0,
             seq_len=context.seq_len,
             one_shape=context.one_shape,
             **how,
