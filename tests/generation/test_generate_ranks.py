@@ -80,7 +80,7 @@ def test_a_rank_reads_the_slices_of_its_part_and_no_whole_model(monkeypatch):
     forms = {name: each.to("meta") for name, each in whole.items()}
     stored = StoredModel(spec, StoredTensors(forms, lambda name: pytest.fail(f"{name} whole"), find_slices=find_slices))
     part = build(shard_model(spec, 2), device="meta")
-    part.set_whole(spec)
+    part.whole = spec
     group = SimpleNamespace(rank=1, size=2)
     part.shares = Shares(tensor=Division(find_cuts(spec, part.spec, 2), group))
     monkeypatch.setattr(loading, "build_part", lambda *_: part)

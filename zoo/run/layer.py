@@ -255,6 +255,7 @@ class Model(Layer):
 
     def __init__(self, spec: "Topology") -> None:
         super().__init__(spec, spec.d_model)
+        self.whole = spec  # the Spec of the whole model, which differs if this model is one rank's part
         lend_weights(self)
         self._find_kernels()
 
@@ -279,14 +280,6 @@ class Model(Layer):
         for module in self.modules():
             if module is not self and isinstance(module, Layer) and module.spec.axis == "topology":
                 module.kernel = name
-
-    @property
-    def whole(self) -> "Topology":
-        """The Spec of the whole model, which differs from `spec` if this model is one rank's part."""
-        return self.__dict__.get("_whole", self.spec)
-
-    def set_whole(self, spec: "Topology") -> None:
-        self.__dict__["_whole"] = spec
 
     def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute the logits [..., V] of hidden states [..., D] after the final norm."""

@@ -43,7 +43,7 @@ def build_part(spec: Any, world: World, device_type: str) -> Model:
     join_processes(world, device_type)
     seam = TensorSeam(torch.distributed.group.WORLD)  # type: ignore[arg-type]
     part = build(shard_model(spec, world.size), device="meta")
-    part.set_whole(spec)
+    part.whole = spec
     part.shares = Shares(tensor=Division(find_cuts(spec, part.spec, world.size), seam.group))
     divide_layers(part, seam)
     return part

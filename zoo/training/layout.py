@@ -119,7 +119,7 @@ class ProcessGroups:
         if self.context is not None:
             for path, _ in model.towers():
                 model.get_submodule(path).context = SpreadContext(self.context, self.mesh.rings)
-        model.set_whole(whole)
+        model.whole = whole
         experts = tensor = None
         section = self.take_section(whole)
         spread = spread_experts(section, self.mesh.ep)
