@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from zoo.errors import ConfigError
+from zoo.model.channels import Fault
 from zoo.model.context import ForwardContext
 from zoo.model.mtp import KIND, MTP, find_mtp_faults
 from zoo.model.step import Inputs, Output
 from zoo.model.tower import Tower
-from zoo.model.whole import Misfit
 
 
 class Decoder(Tower, kind="decoder"):
@@ -24,7 +24,7 @@ class Decoder(Tower, kind="decoder"):
     mtp: MTP | None = None
     """Multi-token prediction: modules after the layers that predict further tokens in training; null for none."""
 
-    def misfits(self) -> Iterator[Misfit]:
+    def misfits(self) -> Iterator[Fault]:
         yield from super().misfits()
         yield from find_mtp_faults(self) if self.mtp else ()
 

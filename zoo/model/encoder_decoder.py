@@ -11,10 +11,11 @@ from pydantic import NonNegativeInt
 
 from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
+from zoo.model.channels import Fault
 from zoo.model.decoder import Decoder
 from zoo.model.step import Output
 from zoo.model.tower import Encoder, Topology, Tower
-from zoo.model.whole import Misfit, find_misfits_between
+from zoo.model.whole import find_misfits_between
 from zoo.spec import Sized
 
 
@@ -42,7 +43,7 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
         if not self.decoder.reads_memory:
             raise ValueError("its decoder has no cross-attention (cross: mha would give it one)")
 
-    def misfits(self) -> Iterator[Misfit]:
+    def misfits(self) -> Iterator[Fault]:
         yield from find_misfits_between(self.encoder, self.decoder)
         if self.wraps and not self.decoder.head.reads_text:
             found = f"the decoder's head of kind '{self.decoder.head.kind}' has it read another text"

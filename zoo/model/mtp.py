@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from zoo.lazy import Tensor, torch
 from zoo.model.block.base import Block
 from zoo.model.block.shared_attention import Embedded
+from zoo.model.channels import Fault
 from zoo.model.head import Head
 from zoo.model.loss import IGNORED, TokenLoss, sum_loss
 from zoo.spec import LOGITS, Linear, Node, Reused, Stack, Tied
@@ -104,7 +105,7 @@ def shift_targets(targets: Tensor, documents: Tensor | None, ahead: int) -> Tens
     return later if documents is None else later.masked_fill(documents.roll(-ahead, 1) != documents, IGNORED)
 
 
-def find_mtp_faults(tower: Tower) -> Iterator[tuple[tuple[str, ...], str]]:
+def find_mtp_faults(tower: Tower) -> Iterator[Fault]:
     """Yield why a decoder cannot have multi-token prediction modules, as a field's path and a line."""
     last, found = tower.pattern[-1], None
     if tower.head.kind != "lm" or tower.out_width is not None:

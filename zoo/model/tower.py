@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
 from zoo.model.block.base import Block
-from zoo.model.channels import Channel, Exchange, Uses, list_uses
+from zoo.model.channels import Channel, Exchange, Fault, Uses, list_uses
 from zoo.model.context import ForwardContext
 from zoo.model.embedding import TokenEmbedding
 from zoo.model.head import Head, Pooler, keep_last
@@ -24,7 +24,7 @@ from zoo.model.position.base import Position
 from zoo.model.spread_loss import spread_loss
 from zoo.model.step import Inputs, Output, Weights
 from zoo.model.streams import Streams
-from zoo.model.whole import Misfit, find_misfits, refuse_borrowed_table
+from zoo.model.whole import find_misfits, refuse_borrowed_table
 from zoo.spec import Linear, Sized, Spec, Stack, components
 from zoo.spec.faults import make_refusals
 
@@ -49,7 +49,7 @@ class Topology(Spec, axis="topology", default="decoder"):
             raise make_refusals(cls, found)
         return spec
 
-    def misfits(self) -> Iterator[Misfit]:
+    def misfits(self) -> Iterator[Fault]:
         """Yield the components that do not go together in this model: a field's path, and a line about it."""
         raise NotImplementedError
 
@@ -139,7 +139,7 @@ class Tower(Topology):
                 "(one for the model, or per_layer)"
             )
 
-    def misfits(self) -> Iterator[Misfit]:
+    def misfits(self) -> Iterator[Fault]:
         yield from find_misfits(self)
         yield from refuse_borrowed_table(self)
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from zoo.model.channels import Channel
+from zoo.model.channels import Channel, Fault
 from zoo.model.head import TABLE
 from zoo.model.layer_loop import find_loop_faults
 from zoo.spec import Linear, Tied
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 ENCODER_TOKENS = f"encoder.{TABLE}"
 """Path of the encoder's token table. A decoder's embedding can read it; no other table can be read by another tower."""
 
-Misfit = tuple[tuple[str, ...], str]
-"""The path of a field, and what is wrong with it."""
 
-
-def find_misfits(tower: Tower) -> Iterator[Misfit]:
+def find_misfits(tower: Tower) -> Iterator[Fault]:
     """Yield the faults between parts of one tower, each as a field's path and a line about it."""
     yield from _compare_vocabularies(tower)
     yield from _check_tied_head(tower)
@@ -40,7 +37,7 @@ def find_misfits(tower: Tower) -> Iterator[Misfit]:
     yield from find_loop_faults(tower)
 
 
-def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Fault]:
     """Yield the faults between parts of an encoder-decoder, its towers included."""
     for name, tower in (("encoder", encoder), ("decoder", decoder)):
         yield from (((name, *path), text) for path, text in find_misfits(tower))
@@ -56,7 +53,7 @@ def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
         yield ("encoder", "max_seq_len"), f"{found} (the decoder's {decoder.max_seq_len} for both)"
 
 
-def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Fault]:
     """Yield a fault for each kind of decoder layer that reads vectors of another width than the encoder's output."""
     given = encoder.out_width or encoder.d_model
     for name, block in decoder.blocks.items():
@@ -74,14 +71,14 @@ def _compare_widths(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
         yield ("decoder", "blocks", name, "cross", "memory_width"), f"{found} ({would})"
 
 
-def refuse_borrowed_table(tower: Tower) -> Iterator[Misfit]:
+def refuse_borrowed_table(tower: Tower) -> Iterator[Fault]:
     """Yield a fault if a tower without an encoder next to it reads another tower's table."""
     tied = getattr(tower.embedding, "tied", None)
     if tied is not None:
         yield ("embedding", "tied"), f"is {tied!r}, and no model around this one has that table (null)"
 
 
-def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
+def _compare_vocabularies(tower: Tower) -> Iterator[Fault]:
     for name in ("embedding", "head"):
         part = getattr(tower, name)
         found = getattr(part, "vocab_size", None)
@@ -98,7 +95,7 @@ def _compare_vocabularies(tower: Tower) -> Iterator[Misfit]:
                 yield place, f"is {found}, the model's vocabulary has {tower.vocab_size} (the same)"
 
 
-def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
+def _check_tied_head(tower: Tower) -> Iterator[Fault]:
     """Yield a fault if a head that reads the token table takes vectors of another width than the table's."""
     out = tower.head.parts(tower.out_width or tower.d_model).get("out")
     if not isinstance(out, Tied) or not isinstance(out.of, Linear):
@@ -109,7 +106,7 @@ def _check_tied_head(tower: Tower) -> Iterator[Misfit]:
         yield ("head", "tied"), f"{found} (the same width for both, or head.tied: false)"
 
 
-def _check_row_head(tower: Tower) -> Iterator[Misfit]:
+def _check_row_head(tower: Tower) -> Iterator[Fault]:
     """Yield a fault if a decoder's head reads a row's first token or a question token, which see no later tokens."""
     if tower.causal and getattr(tower.head, "pooling", None) == "cls":
         found = "is cls, the first token, and in a decoder that sees no other"
@@ -119,7 +116,7 @@ def _check_row_head(tower: Tower) -> Iterator[Misfit]:
         yield ("head", "kind"), f"{found} (kind: encoder)"
 
 
-def _check_positions(tower: Tower) -> Iterator[Misfit]:
+def _check_positions(tower: Tower) -> Iterator[Fault]:
     """Yield the faults of layers' position schemes: a learned bias must have a column for each head of its attention; a
     table for distances between blocks needs transient-global attention; a scheme that adds to the embedding must be the
     model's own."""
@@ -137,7 +134,7 @@ def _check_positions(tower: Tower) -> Iterator[Misfit]:
             yield path, f"{found} (position: {position.kind} for the whole model, or none here)"
 
 
-def _check_embedding(tower: Tower) -> Iterator[Misfit]:
+def _check_embedding(tower: Tower) -> Iterator[Fault]:
     """Yield the faults of the embedding. The order of norm or projection matters only if something is added between the
     table and the first layer. `mask_id` counts masked tokens in whole rows, which a causal model may not see."""
     embedding = tower.embedding
@@ -154,7 +151,7 @@ def _check_embedding(tower: Tower) -> Iterator[Misfit]:
         yield ("embedding", "project_first"), f"{found} (leave it out)"
 
 
-def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Misfit]:
+def _check_decoder_table(encoder: Tower, decoder: Tower) -> Iterator[Fault]:
     tied = getattr(decoder.embedding, "tied", None)
     if tied is None:
         return
