@@ -65,11 +65,7 @@ class Mask:
     @property
     def sees_all(self) -> bool:
         """Whether every query sees every key. False if this depends on values of a tensor, which are not read."""
-        if not self._by_numbers:
-            return False
-        if self.causal:
-            return self.n_queries == 1 and not self._window_bites
-        return not self._window_bites
+        return self._by_numbers and not self._window_bites and (self.n_queries == 1 or not self.causal)
 
     @property
     def plain_causal(self) -> bool:
