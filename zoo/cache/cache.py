@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class LayerCache:
     """The KV cache and states of one layer in one pass."""
 
-    def __init__(self, layer: LayerStore, slots: tuple[int, int] | Tensor, packs: bool = False) -> None:
+    def __init__(self, layer: LayerStore, slots: slice | Tensor, packs: bool = False) -> None:
         self.layer = layer
         self.packs = packs  # whether keys are copied before a read, so that products see the same strides in any pool
-        self.slots = slots  # state slots of the rows: (first, last + 1), or a tensor [B]
+        self.slots = slots  # state slots of the rows: a slice, or a tensor [B]
 
     def append(self, where: SlotMapping, new: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Write the keys and values of new tokens [B, T, …] to the pools of the same names. Return the tensors to read,
@@ -64,8 +64,7 @@ class LayerCache:
 
     def state(self, name: str) -> Tensor:
         """Return the rows' recurrent state `name` [B, …]."""
-        slots, state = self.slots, self.layer.states[name]
-        return state[slots[0] : slots[1]] if isinstance(slots, tuple) else state[slots]
+        return self.layer.states[name][self.slots]
 
     def narrow(self, slots: Tensor) -> LayerCache:
         """Return the layer's cache for only the rows with these state slots [B]."""
@@ -73,11 +72,8 @@ class LayerCache:
 
     def hold(self, name: str, value: Tensor) -> None:
         """Store a recurrent state [B, …] for the rows' next tokens."""
-        slots, state = self.slots, self.layer.states[name]
-        if isinstance(slots, tuple):
-            state[slots[0] : slots[1]] = value
-        else:
-            state[slots] = value.to(torch.float32)
+        # Writing at indices takes values of the state's dtype alone; a slice converts them as it copies.
+        self.layer.states[name][self.slots] = value if isinstance(self.slots, slice) else value.to(torch.float32)
 
 
 class Cache:
@@ -107,7 +103,7 @@ class Cache:
         self.cu_seqlens_q: Tensor | None = None  # int32 [B + 1], set if that pass is also `varlen`
         numbers = [row.slot for row in self.rows]
         consecutive = all(b == a + 1 for a, b in pairwise(numbers))
-        slots = (numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
+        slots = slice(numbers[0], numbers[-1] + 1) if consecutive else torch.tensor(numbers, device=store.device)
         self.layers = [LayerCache(layer, slots, packs) for layer in store.layers]
 
     @classmethod
@@ -294,7 +290,9 @@ class Cache:
         if not ragged:
             where.in_place = strided and not overflows
             where.ragged = singly and not strided and not overflows
-            where.index = None if strided or where.ragged else self._slots(reads)
+            if not strided and not where.ragged:
+                slots_read = [list_slots(runs) for runs in reads]  # B S, as rows have equally many
+                where.index = torch.tensor(slots_read, dtype=torch.long, device=self.store.device)
         if where.in_place:
             where.kept = len(slots) // len(self.rows)
         elif slots:
@@ -307,10 +305,6 @@ class Cache:
         its bidirectional prefix, if any, must be given for all rows at once."""
         able = all(self.store.tower.blocks[kind].attention.passes.ragged for kind in group.kinds)
         return able and self.rows[0].length > 0 and self.store.device.type == "cpu" and not self.packs
-
-    def _slots(self, rows: list[list[Run]]) -> Tensor:
-        """Return the slots [B, S] of rows with equal numbers of slots."""
-        return torch.tensor([list_slots(runs) for runs in rows], dtype=torch.long, device=self.store.device)
 
     def lay_out_source(self, tokens: int | None) -> SlotMapping | None:
         """Map an encoder's keys to slots; None without cross-attention. `tokens` is the length of a source to write
