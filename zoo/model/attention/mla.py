@@ -162,11 +162,7 @@ class MLA(SoftmaxAttention, kind="mla"):
             "k_b": Linear(rank, self.n_heads * self.qk_nope_head_dim, bare=True),
             "v_b": Linear(rank, self.n_heads * self.v_head_dim, bare=True),
             **self._make_gate(d_model),
-            **(
-                {f"{name}_conv": self._convolution(width) for name, width in self._mixed.items()}
-                if self.short_conv
-                else {}
-            ),
+            **{f"{name}_conv": Conv(n, n, width, groups=n) for name, (n, width) in self._mixed.items()},
             **({"sinks": Weight((self.n_heads,))} if self.sinks else {}),
             **(self.tempering.list_parts(self.n_heads) if self.tempering else {}),
             "o": Linear(self.n_heads * self.v_head_dim, d_model, self.bias, residual=True),
@@ -184,18 +180,13 @@ class MLA(SoftmaxAttention, kind="mla"):
         return {"gate": Linear(self._q_width(d_model) if self._gate_reads_latent else d_model, width)}
 
     @property
-    def _mixed(self) -> dict[str, int]:
-        """Numbers of convolved channels: of the queries, and of the latents with the rotated key."""
-        return {"q": self.n_heads * self.qk_head_dim, "kv": self.kv_lora_rank + self.qk_rope_head_dim}
-
-    def _convolution(self, channels: int) -> Conv:
-        assert self.short_conv is not None
-        return Conv(channels, channels, self.short_conv, groups=channels)
+    def _mixed(self) -> dict[str, tuple[int, int]]:
+        """Channels and width of each convolution: of the queries, and of the latents with the rotated key."""
+        counts = {"q": self.n_heads * self.qk_head_dim, "kv": self.kv_lora_rank + self.qk_rope_head_dim}
+        return {name: (n, self.short_conv) for name, n in counts.items()} if self.short_conv is not None else {}
 
     def state(self) -> dict[str, tuple[int, ...]]:
-        if self.short_conv is None:
-            return {}
-        return {f"{name}_conv": (self.short_conv - 1, width) for name, width in self._mixed.items()}
+        return {f"{name}_conv": (width - 1, n) for name, (n, width) in self._mixed.items()}
 
     def shard(self, ranks: int) -> MLA:
         indexer = self.indexer and self.indexer.shard(ranks)
