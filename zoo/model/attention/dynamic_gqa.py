@@ -11,7 +11,6 @@ from zoo.lazy import Tensor, torch
 from zoo.model.attention.base import Passes
 from zoo.model.attention.gqa import GQA
 from zoo.model.attention.nodes import DynamicConvolution
-from zoo.model.attention.recurrent import check_causal, convolve
 from zoo.model.ffn import multiply
 from zoo.model.norm import WholeNorm
 from zoo.spec import Linear, Sized
@@ -108,15 +107,11 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     ) -> tuple[Tensor, ...]:
         """Convolve keys [B, T, K·C] and values along the tokens. `made_of` are the inputs [B, T, D] of the projections
         to keys and values; the dynamic weights are computed from them."""
-        check_causal(step)
         taps = None
         if conv.dynamic:
             each = (m.k_taps(made_of[0]), m.v_taps(made_of[1]))
             taps = torch.cat(each, -1).unflatten(-1, (2 * self.n_kv_heads, -1))  # B T 2K W
-        plain = torch.cat((k, v), -1)
-        mixed = convolve(m.conv, plain, step, taps=taps).contiguous()  # was channels-first, which attention refuses
-        mixed = mixed + plain if conv.residual else mixed
-        return multiply(mixed, conv.scale).split(self._mixed, -1)
+        return multiply(self._convolve(m, (k, v), step, taps), conv.scale).split(self._mixed, -1)
 
     def _sink(self, m: Weights, x: Tensor) -> Tensor | None:
         return m.sinks(x) if self.token_sinks else super()._sink(m, x)

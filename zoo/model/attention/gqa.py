@@ -305,12 +305,15 @@ class GQA(SoftmaxAttention, kind="gqa"):
         q, (k, v) = m.q(x), self._made_of(m, x)
         if self.short_conv is None:
             return q, k, v
+        untouched = (q, k, v)[: -len(self._mixed)]
+        return *untouched, *self._convolve(m, (q, k, v)[len(untouched) :], step).split(self._mixed, -1)
+
+    def _convolve(self, m: Weights, every: tuple[Tensor, ...], step: Step, taps: Tensor | None = None) -> Tensor:
+        """Convolve projections [B, T, …] along the tokens, with each token's own `taps` if given: [B, T, channels]."""
         check_causal(step)
-        every = (q, k, v)[-len(self._mixed) :]
         plain = torch.cat(every, -1)
-        mixed = convolve(m.conv, plain, step).contiguous()  # was channels-first, which fused attention refuses
-        mixed = mixed + plain if self.short_conv.residual else mixed
-        return *((q, k, v)[: -len(every)]), *mixed.split(self._mixed, -1)
+        mixed = convolve(m.conv, plain, step, taps=taps).contiguous()  # was channels-first, which attention refuses
+        return mixed + plain if self.short_conv.residual else mixed  # type: ignore[union-attr]
 
     def _queries(self, m: Weights, q: Tensor, step: Step) -> Tensor:
         """Split queries [B, T, H·C] into heads [B, T, H, C], normalise, rotate and temper them."""
