@@ -7,6 +7,7 @@ calls `attend` thus has maps. A mixer without a softmax over keys (a recurrence,
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,27 +45,23 @@ class HeadStats:
     rows: int = 0
     queries: int = 0
     maps: Tensor | None = None
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: defaultdict[str, Any] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, probs: Tensor, visible: Tensor) -> None:
         """Add the probabilities [B, H, T, S] of a batch. `visible` [B, H, T] counts the keys that a query sees."""
         probs = probs.double()
         sees = (visible > 0).double()
-        self._sum("entropy", (measure_entropy(probs) * sees).sum((0, 2)))
-        self._sum("uniform", visible.clamp(min=1).double().log().sum((0, 2)))
-        self._sum("sink", ((1 - probs.sum(-1)) * sees).sum((0, 2)))
-        self._sum("rank", measure_rank(probs).sum(0))
+        self.sums["entropy"] += (measure_entropy(probs) * sees).sum((0, 2))
+        self.sums["uniform"] += visible.clamp(min=1).double().log().sum((0, 2))
+        self.sums["sink"] += ((1 - probs.sum(-1)) * sees).sum((0, 2))
+        self.sums["rank"] += measure_rank(probs).sum(0)
         self.rows += len(probs)
         self.queries += int(sees[:, 0].sum())
         maps = probs.sum(0)
         if self.maps is not None:
-            both = tuple(map(min, self.maps.shape, maps.shape))
-            cut = tuple(slice(size) for size in both)
+            cut = tuple(slice(min(sizes)) for sizes in zip(self.maps.shape, maps.shape, strict=True))
             maps = maps[cut] + self.maps[cut]
         self.maps = maps
-
-    def _sum(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def mean_maps(self) -> Tensor:
         """Return the mean map of each head [H, T, S]."""
@@ -134,9 +131,8 @@ def list_modules(model: Model, axis: str) -> list[tuple[str, Any]]:
 def list_mapless(model: Model, watcher: Watcher) -> list[dict[str, str]]:
     """List the attentions without a map, by path and kind. An attention that contains other attentions is left out."""
     seen = {path for path, _ in watcher.calls}
-    found = []
-    for path, module in list_modules(model, "attention"):
-        inside = [each for each, _ in list_modules(module, "attention") if each]
-        if path not in seen and not inside:
-            found.append({"path": path, "kind": module.spec.kind})
-    return found
+    return [
+        {"path": path, "kind": module.spec.kind}
+        for path, module in list_modules(model, "attention")
+        if path not in seen and not any(inner for inner, _ in list_modules(module, "attention"))
+    ]

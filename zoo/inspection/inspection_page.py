@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,8 @@ def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Table:
 
 def format_lines(figures: Mapping[str, Any]) -> list[str]:
     """Describe in lines what has no table: attentions without a map, and the gradient noise scale."""
-    lines = []
-    kinds: dict[str, int] = {}
-    for each in figures["without_maps"]:
-        kinds[each["kind"]] = kinds.get(each["kind"], 0) + 1
-    lines += [f"No map: {count} × {kind}, which takes no softmax over keys" for kind, count in kinds.items()]
+    kinds = Counter(each["kind"] for each in figures["without_maps"])
+    lines = [f"No map: {count} × {kind}, which takes no softmax over keys" for kind, count in kinds.items()]
     if (noise := figures["noise"]) is not None:
         lines.append(_say_noise(noise))
     return lines

@@ -63,9 +63,7 @@ def inspect_model(
     model = subject.load()
     figures, maps = look(model, read[:rows])
     figures["rows"] = min(rows, len(read))
-    noise = None
-    if noise_rows:
-        noise = measure_noise(model, objective, read[:noise_rows]).describe()
+    noise = measure_noise(model, objective, read[:noise_rows]).describe() if noise_rows else None
     return Inspected({**about, **figures, "noise": noise}, maps)
 
 
