@@ -156,12 +156,13 @@ class Flash(FallibleKernel):
         given |= self.extras(how.sinks, how.bias)
         width = v.shape[3]
         q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, self.values(q, v)))
+        needs_grad = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
         if mask.cu_seqlens_q is not None:
             y = self.varlen_cached(q[0], k, v, how, given)[None]
         elif mask.documents is not None or mask.padding is not None:
             y = self.varlen(q, k, v, lay_varlen(mask, q.device).for_rows(q.shape[0]), given)
-        elif _needs_grad(q, k, v) or not (features["short_q"] or mask.lengths is not None):
-            y = self.dense(q, k, v, given)
+        elif needs_grad or not (features["short_q"] or mask.lengths is not None):
+            y = self.run(DENSE, q, k, v, {}, given)
         else:
             y = self.cached(q, k, v, how, given)
         return y[..., :width]
@@ -174,10 +175,6 @@ class Flash(FallibleKernel):
         """Pad V with zeros to the width of Q and K, because the kernel has one width only. `__call__` cuts the result's
         extra channels off again."""
         return v if v.shape[3] == q.shape[3] else F.pad(v, (0, q.shape[3] - v.shape[3]))
-
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> Tensor:
-        """Attend in whole rows: q [B, T, H, C], k [B, S, K, C], v [B, S, K, Cv] → [B, T, H, Cv]."""
-        return self.run(DENSE, q, k, v, {}, given)
 
     def varlen(self, q: Tensor, k: Tensor, v: Tensor, batch: VarlenBatch, given: dict[str, Any]) -> Tensor:
         """Attend in a varlen batch (cu_seqlens): q [B, T, H, C] → [B, T, H, Cv], 0 for padding."""
@@ -273,7 +270,3 @@ def refuse_cached_width(ask: AttentionQuery) -> str | None:
 def since_ampere(capability: tuple[int, int]) -> bool:
     """Whether a compute capability is that of Ampere or of a later generation."""
     return capability >= (8, 0)
-
-
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)

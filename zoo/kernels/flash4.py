@@ -68,7 +68,9 @@ class Flash4(Flash):
         return v
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, how: Scores, given: dict[str, Any]) -> Tensor:
-        return self.dense(q, k, v, given) if how.mask.lengths is None else super().cached(q, k, v, how, given)
+        if how.mask.lengths is None:
+            return self.run(DENSE, q, k, v, {}, given)
+        return super().cached(q, k, v, how, given)
 
 
 def _refuse_on_hopper(widths: tuple[int, int]) -> str | None:

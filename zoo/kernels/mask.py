@@ -166,7 +166,8 @@ class Mask:
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Return whether `query` sees `key` in `row`. All three are tensors of indices that broadcast together."""
         device = key.device
-        i, j = self._query_token(row, query), key
+        n_keys = self.n_keys if self.lengths is None else _of(self.lengths, row, device)
+        i, j = query + (n_keys - self.n_queries), key
         seen = self._by_distance(i - j)
         if self.prefix is not None:
             limit = _of(self.prefix, row, device)
@@ -216,10 +217,6 @@ class Mask:
         if self.ahead is None:
             return distance.abs() <= self.window
         return (distance <= self.window) & (distance >= -self.ahead)
-
-    def _query_token(self, row: Tensor, query: Tensor) -> Tensor:
-        keys = self.n_keys if self.lengths is None else _of(self.lengths, row, query.device)
-        return query + (keys - self.n_queries)
 
 
 def _join_columns(first: Tensor, second: Tensor) -> Tensor:

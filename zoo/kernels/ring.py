@@ -36,8 +36,8 @@ class RingBlock(NamedTuple):
     queries: slice
     keys: slice
     first: int
-    mask: Mask | None
-    seen: Tensor | None
+    mask: Mask | None = None
+    seen: Tensor | None = None
 
 
 class Expansion(NamedTuple):
@@ -235,14 +235,8 @@ def _find_block(run: int, mask: Mask, place: int, span: tuple[int, int], device:
     start, (first, stop), length = mask.n_keys - mask.n_queries, span, mask.n_queries
     if first > start or (mask.window is not None and start - stop + 1 >= mask.window):
         return None
-    block = RingBlock(
-        run,
-        slice(run * length, run * length + length),
-        slice(place * length, place * length + length),
-        first,
-        None,
-        None,
-    )
+    queries, keys = (slice(each * length, (each + 1) * length) for each in (run, place))
+    block = RingBlock(run, queries, keys, first)
     if _is_one_document(mask, first, stop):
         if first == start:
             return block._replace(mask=Mask(length, length, window=mask.window))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from zoo.kernels import KERNELS, order
+from zoo.kernels import KERNELS, machine_of, order
 from zoo.kernels.base import AttentionQuery, Kernel, Machine
 from zoo.kernels.found import EVERYTHING, PACKAGES, explain_missing
 from zoo.lazy import torch
@@ -116,13 +116,9 @@ def order_with_mask(machine: Machine) -> list[str] | None:
 
 def _row(kernel: Kernel, machine: Machine) -> KernelRow:
     needs = _needs(kernel)
-    return KernelRow(
-        kernel,
-        needs,
-        missing=tuple(package for package in needs if package not in machine.packages),
-        against=_against(kernel, machine, needs),
-        cells={feature.name: _cell(kernel, feature, machine) for feature in FEATURES},
-    )
+    missing = tuple(package for package in needs if package not in machine.packages)
+    cells = {feature.name: _cell(kernel, feature, machine) for feature in FEATURES}
+    return KernelRow(kernel, needs, missing, _against(kernel, machine, missing), cells)
 
 
 def _cell(kernel: Kernel, feature: Feature, machine: Machine) -> Cell:
@@ -163,12 +159,11 @@ def _needs(kernel: Kernel) -> tuple[str, ...]:
     return tuple(package for package, machine in without.items() if kernel.refuses(PLAIN, machine) is not None)
 
 
-def _against(kernel: Kernel, machine: Machine, needs: Iterable[str]) -> str | None:
+def _against(kernel: Kernel, machine: Machine, missing: Iterable[str]) -> str | None:
     """Return why the kernel does not run on a machine, or None. The machine's own fault comes first, then each missing
     or old package and where to get it."""
     if kernel.refuses(PLAIN, machine) is None:
         return None
-    missing = [package for package in needs if package not in machine.packages]
     itself = kernel.refuses(PLAIN, replace(machine, packages=EVERYTHING))
     old = dict(machine.outdated)
     packages = (
@@ -206,8 +201,6 @@ def _by_reason(row: KernelRow, state: str) -> dict[str, str]:
 
 def describe_here() -> Machine:
     """Describe this machine: CUDA if there is a CUDA device, else the CPU."""
-    from zoo.kernels import machine_of
-
     return machine_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
