@@ -227,26 +227,17 @@ def quantize(model: Module, recipe: str) -> list[Float8Product]:
         found = str(weight.dtype).removeprefix("torch.")
         raise ConfigError(f"{what} needs weights in bfloat16, found {found} (dtype=bf16, or tensorwise, would do)")
     with quieten_torchao():
-        from torchao.quantization import quantize_
+        from torchao import quantization
     products = list_products(model, running=True)
     chosen = _chosen(model, products, what)
-    quantize_(model, _config(recipe), filter_fn=lambda _, path: path in chosen)
-    return products
-
-
-def _config(recipe: str) -> Any:
-    """Make torchao's inference config, without its changes of torch's global settings (TF32 in float32 products)."""
-    with quieten_torchao():
-        from torchao.quantization import (
-            Float8DynamicActivationFloat8WeightConfig,
-            Float8WeightOnlyConfig,
-            PerRow,
-            PerTensor,
-        )
+    own: dict[str, Any] = {"set_inductor_config": False}  # leaves torch's TF32 setting alone
     if recipe == WEIGHT_ONLY:
-        return Float8WeightOnlyConfig(set_inductor_config=False)
-    granularity = PerRow() if recipe == "rowwise" else PerTensor()
-    return Float8DynamicActivationFloat8WeightConfig(granularity=granularity, set_inductor_config=False)
+        config = quantization.Float8WeightOnlyConfig(**own)
+    else:
+        granularity = quantization.PerRow() if recipe == "rowwise" else quantization.PerTensor()
+        config = quantization.Float8DynamicActivationFloat8WeightConfig(granularity=granularity, **own)
+    quantization.quantize_(model, config, filter_fn=lambda _, path: path in chosen)
+    return products
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def list_changes(tree: Path, git: Path, shared: Path, commit: str) -> str | None
         "GIT_TERMINAL_PROMPT": "0",
     }
     with tempfile.TemporaryDirectory(prefix="zoo-git-") as own:
-        settings = ("config", "--file", str(shared / "config"), "--no-includes", "--get-regexp", _list_harmless())
+        wanted = f"^({'|'.join(map(re.escape, HARMLESS))})$"
+        settings = ("config", "--file", str(shared / "config"), "--no-includes", "--get-regexp", wanted)
         said = _ask_git(settings, Path(own), {**environment, "GIT_DIR": own})
         _lay_out(Path(own), git, commit, said or "")
         environment |= {"GIT_DIR": own, "GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(git / "index")}
@@ -106,10 +107,6 @@ def _lay_out(own: Path, git: Path, commit: str, said: str) -> None:
     with suppress(OSError):  # the parts of a split index
         for part in git.glob("sharedindex.*"):
             (own / part.name).symlink_to(part.absolute())
-
-
-def _list_harmless() -> str:
-    return f"^({'|'.join(re.escape(each) for each in HARMLESS)})$"
 
 
 def _read_line(file: Path) -> str | None:
