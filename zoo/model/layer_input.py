@@ -95,10 +95,7 @@ class LayerInputs(Channel, name="layer_input"):
         """Yield a fault unless the per-layer embedding has a vector for each layer, as wide as the layers'
         `layer_input`."""
         per_layer = getattr(tower.embedding, "per_layer", None)
-        path, read = (
-            ("embedding", "per_layer"),
-            [getattr(block, "layer_input", None) for block in tower.blocks.values()],
-        )
+        path, read = ("embedding", "per_layer"), [getattr(each, "layer_input", None) for each in tower.blocks.values()]
         if per_layer is None:
             if any(each is not None for each in read):
                 yield path, "is null, and layers read it by block.layer_input (give one, or leave layer_input out)"

@@ -95,14 +95,8 @@ class Disentangled(MultiHead, kind="disentangled"):
 
     def ask(self, dtype: str, **features: Any) -> AttentionQuery:
         ask = super().ask(dtype, **features)
-        return dataclasses.replace(ask, bias=self._bias_kind(features.get("needs_grad", False)))
-
-    def _bias_kind(self, needs_grad: bool) -> str:
-        """Return the value of `AttentionQuery.bias`. With `types` the bias is computed from queries and keys: in
-        training it needs a gradient, and is "learned"."""
-        if not self.types:
-            return self.position.bias_kind
-        return "learned" if needs_grad else "fixed"
+        # With `types` the bias is computed from queries and keys, and so has a gradient in training.
+        return dataclasses.replace(ask, bias="learned" if ask.needs_grad else "fixed") if self.types else ask
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         if self.types:
