@@ -47,9 +47,8 @@ class Prefixes:
         self.recurrent = any(layer.states for layer in store.layers)
         self.kept: OrderedDict[bytes, Checkpoint] = OrderedDict()
         self.hits = self.asked = 0
-        evict = WeakMethod(
-            self.evict
-        )  # weak: a cycle of store and prefix cache would keep the store's memory until it is collected
+        # weak: a cycle of store and prefix cache would keep the store's memory until it is collected
+        evict = WeakMethod(self.evict)
         store.evict = lambda group=None: (found := evict()) is not None and found(group)
 
     @property
