@@ -82,7 +82,7 @@ def test_a_tokens_experts_do_not_depend_on_later_tokens(name):
 def room(spec, batch):
     """As much of a layer's cache as a router asks for."""
     states = {name: torch.zeros(batch, *shape) for name, shape in spec.state().items()}
-    return LayerCache(LayerStore(states=states), (0, batch))
+    return LayerCache(LayerStore(states=states), slice(0, batch))
 
 
 @pytest.mark.parametrize("name", ["capacity", "sigmoid"])

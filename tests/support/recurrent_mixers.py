@@ -262,7 +262,7 @@ def step(tokens, kernel="auto", **fields):
 def room(spec, rows):
     """An empty cache of one layer."""
     states = {name: torch.full((rows, *shape), float("nan")) for name, shape in spec.state().items()}
-    return LayerCache(LayerStore(states=states), (0, rows))
+    return LayerCache(LayerStore(states=states), slice(0, rows))
 
 
 def equal(ours, theirs, tolerance=5e-5):

@@ -82,8 +82,8 @@ def find_faults(tower: Tower) -> Iterator[str]:
     for path, component, _ in components(tower.embedding, tower.d_model):
         if component.causal is not None:
             yield f"{'.'.join(('embedding', path)).rstrip('.')}: {component.kind} reads earlier tokens"
-    if tower.position.padding_id is not None:
-        yield "position.padding_id: positions depend on the other tokens of a row"
+    if tower.position.skip_id is not None:
+        yield "position.skip_id: positions depend on the other tokens of a row"
     for name, block in tower.blocks.items():
         if block.cross is not None:
             yield f"layers.{name}.cross: reads an encoder's output"

@@ -83,7 +83,7 @@ def _encode(backend: Any, mask: int, texts: Sequence[str], limit: int) -> list[l
 
 def _guess(model: Any, rows: list[list[int]], mask: int, top_k: int) -> list[list[tuple[list[int], list[float]]]]:
     """Predict the most likely tokens and their probabilities, for each mask of each row."""
-    ids, there = pad_rows(rows, model.spec.position.padding_id or 0, next(model.parameters()).device)
+    ids, there = pad_rows(rows, model.spec.position.skip_id or 0, next(model.parameters()).device)
     with torch.inference_mode():
         logits = model(ids, there).logits  # N T V
     found = []

@@ -214,7 +214,7 @@ def compute_logits(model: Model, rows: Sequence[EncodedRow]) -> list[Tensor]:
     """Compute the logits of rows, float32 on the CPU: [C] each, or [T, C] for a head that reads tokens."""
     tower = next(iter(model.spec.towers().values()))
     device, typed = next(model.parameters()).device, tower.takes_types
-    ids, mask = pad_rows([row.ids for row in rows], tower.position.padding_id or 0, device)
+    ids, mask = pad_rows([row.ids for row in rows], tower.position.skip_id or 0, device)
     types = {"token_type_ids": pad_rows([row.types for row in rows], 0, device)[0]} if typed else {}
     with torch.inference_mode():
         logits = model(ids, mask, **types).logits.float().cpu()

@@ -92,7 +92,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], limit: int, note: Callable[[st
 def _run(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Run the model on texts padded to one length. Returns hidden states [N, T, D], float32 on the CPU, and the mask of
     real tokens [N, T]."""
-    pad = model.spec.position.padding_id if hasattr(model.spec, "position") else None
+    pad = model.spec.position.skip_id if hasattr(model.spec, "position") else None
     ids, mask = pad_rows(rows, pad or 0, next(model.parameters()).device)
     reader = model.get_submodule("encoder") if "encoder" in model.spec.towers() else model
     return reader(ids, mask, logits_to_keep=0).hidden.float().cpu(), mask.cpu().bool()

@@ -56,7 +56,7 @@ def step(kind, batch, length, *, start=0, cache=None, **fields):
 def room(kind, batch, capacity):
     tensors = {name: torch.zeros(batch * ROOM, *shape) for name, shape in kind.cache().items()}
     assert capacity <= ROOM
-    return LayerCache(LayerStore(tensors), (0, batch))
+    return LayerCache(LayerStore(tensors), slice(0, batch))
 
 
 def taken(reference):
