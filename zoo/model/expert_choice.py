@@ -23,13 +23,10 @@ class ExpertChoice(Router, kind="expert_choice"):
     """
 
     causal: ClassVar[bool | None] = False
+    drops: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count(self)
-
-    @property
-    def drops(self) -> bool:
-        return True
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:
         batch, length, _ = x.shape

@@ -28,11 +28,8 @@ class FFN(Spec, axis="ffn"):
     parts."""
 
     stacks: ClassVar[bool] = True  # whether an expert can be of this kind
-
-    @property
-    def summed(self) -> int:
-        """Number of values per token that tensor-parallel ranks sum inside the feed-forward."""
-        return 0
+    summed: ClassVar[int] = 0
+    """Number of values per token that tensor-parallel ranks sum inside the feed-forward."""
 
     def parts(self, d_model: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -103,7 +100,7 @@ class GatedFFN(FFN, kind="gated"):
             raise ValueError(f"{found} both bound what `up` gives (one of them)")
 
     @property
-    def summed(self) -> int:
+    def summed(self) -> int:  # type: ignore[override]
         return int(self.inner_norm is not None)  # the mean square
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -103,6 +103,10 @@ class Router(Spec, axis="router"):
     }
     n_shared: ClassVar[int] = 0
     """Number of shared experts that the router weighs in addition to the chosen experts."""
+    drops: ClassVar[bool] = False
+    """Whether a token may get fewer than `top_k` experts: by a capacity, or if experts choose their tokens."""
+    draws: ClassVar[int] = 0
+    """Number of random numbers that training draws for each token."""
 
     n_experts: PositiveInt
     """Number of experts to choose among."""
@@ -114,16 +118,6 @@ class Router(Spec, axis="router"):
     """Constant factor of the experts' weights, applied last."""
     input: RouterInput | None = None
     """Norm and factor of the vector that is scored."""
-
-    @property
-    def drops(self) -> bool:
-        """Whether a token may get fewer than `top_k` experts: by a capacity, or if experts choose their tokens."""
-        return False
-
-    @property
-    def draws(self) -> int:
-        """Number of random numbers that training draws for each token."""
-        return 0
 
     def parts(self, d_model: int) -> dict[str, Any]:
         norm = {"norm": Sized(self.input.norm, d_model)} if self.input and self.input.norm else {}
@@ -191,7 +185,7 @@ class TopK(Router):
             raise ValueError(f"{found}, and without selection_bias none is (last)")
 
     @property
-    def drops(self) -> bool:
+    def drops(self) -> bool:  # type: ignore[override]
         return self.capacity is not None
 
     @property

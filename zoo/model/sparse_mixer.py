@@ -41,7 +41,7 @@ class SparseMixer(Router, kind="sparsemixer"):
         check_count(self)
 
     @property
-    def draws(self) -> int:
+    def draws(self) -> int:  # type: ignore[override]
         return 2 * (self.n_experts + 1)
 
     def forward(self, m: Weights, x: Tensor, step: Step) -> Routes:

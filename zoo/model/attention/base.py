@@ -88,17 +88,27 @@ class Attention(Spec, axis="attention"):
     indexer: ClassVar[Any] = None
     """The indexer that selects the keys which a query attends to; None if a query attends to all that it sees."""
 
+    memory: ClassVar[MemoryReading | None] = None
+    """How this attention reads an encoder's output in cross-attention; None if it cannot."""
+    loan: ClassVar[Loan | None] = None
+    """The tensors borrowed from another layer: keys and values in place of this layer's own, or values to mix with its
+    own. None if nothing is borrowed."""
+    positioning: ClassVar[Position | None] = None
+    """The position scheme that acts inside attention, if any."""
+    score_heads: ClassVar[int] = 0
+    """Number of heads for which a position scheme may make a bias on the scores; 0 if scores take no bias."""
+    rotary_width: ClassVar[int] = 0
+    """Channels of a head that a position scheme may rotate."""
+    summed: ClassVar[int] = 0
+    """Number of values per token that tensor-parallel ranks all-reduce inside the mixer, such as the mean square of a
+    norm."""
+
     gives: ClassVar[tuple[str, ...]] = (LentKeys.name,)
 
     @property
     def passes(self) -> Passes:
         """Which batches this attention can compute in one pass."""
         return Passes(loops=bool(self.state()))
-
-    @property
-    def memory(self) -> MemoryReading | None:
-        """How this attention reads an encoder's output in cross-attention; None if it cannot."""
-        return None
 
     @property
     def sight(self) -> Sight:
@@ -111,35 +121,8 @@ class Attention(Spec, axis="attention"):
         return self.cache()
 
     @property
-    def loan(self) -> Loan | None:
-        """The tensors borrowed from another layer: keys and values in place of this layer's own, or values to mix with
-        its own. None if nothing is borrowed."""
-        return None
-
-    @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.loan is None else (LentKeys.name,)
-
-    @property
-    def score_heads(self) -> int:
-        """Number of heads for which a position scheme may make a bias on the scores; 0 if scores take no bias."""
-        return 0
-
-    @property
-    def positioning(self) -> Position | None:
-        """The position scheme that acts inside attention, if any."""
-        return None
-
-    @property
-    def rotary_width(self) -> int:
-        """Channels of a head that a position scheme may rotate."""
-        return 0
-
-    @property
-    def summed(self) -> int:
-        """Number of values per token that tensor-parallel ranks all-reduce inside the mixer, such as the mean square of
-        a norm."""
-        return 0
 
     def prepare(self, m: Weights | None, step: Step) -> None:
         """Add to the step the values that all layers of this kind share in one forward pass: entries of `step.extra`,
@@ -186,15 +169,15 @@ class SoftmaxAttention(Attention):
     """Position scheme inside attention: it rotates queries and keys, or adds a bias to their scores."""
 
     @property
-    def score_heads(self) -> int:
+    def score_heads(self) -> int:  # type: ignore[override]
         return self.n_heads
 
     @property
-    def positioning(self) -> Position:
+    def positioning(self) -> Position:  # type: ignore[override]
         return self.position
 
     @property
-    def rotary_width(self) -> int:
+    def rotary_width(self) -> int:  # type: ignore[override]
         return self.head_widths[0]
 
     @property

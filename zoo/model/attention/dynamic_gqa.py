@@ -23,6 +23,7 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     """Grouped-query attention that can compute its sinks and its convolution's weights from its input (Thinking
     Machines, 2026, Inkling 2)."""
 
+    memory: ClassVar[None] = None  # type: ignore[misc]
     moved: ClassVar[dict[str, str]] = GQA.moved | {
         "dynamic_conv": "short_conv: {dynamic: true}",
         "conv_scale": "short_conv: {scale: …}",
@@ -66,10 +67,6 @@ class DynamicGQA(GQA, kind="dynamic_gqa"):
     @property
     def passes(self) -> Passes:
         return Passes(split=super().passes.split and not self.token_sinks)
-
-    @property
-    def memory(self) -> None:
-        return None
 
     def parts(self, d_model: int) -> dict[str, Any]:
         conv = self.short_conv

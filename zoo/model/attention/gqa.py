@@ -135,7 +135,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
             self.position.check(self.head_dim)
 
     @property
-    def memory(self) -> MemoryReading | None:
+    def memory(self) -> MemoryReading | None:  # type: ignore[override]
         of_tokens = {
             "exclusive": "is of a token's own value",
             "indexer": "chooses among tokens",
@@ -164,7 +164,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return Sight(chunk=self.window) if self.window_kind == "chunked" else Sight(self.window)
 
     @property
-    def loan(self) -> Loan | None:
+    def loan(self) -> Loan | None:  # type: ignore[override]
         return Loan(self.kv_from, alike=LENT_ALIKE) if self.kv_from is not None else None
 
     @property
@@ -176,7 +176,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
         return (LentKeys.name, FirstValues.name) if self.value_residual else (LentKeys.name,)
 
     @property
-    def summed(self) -> int:
+    def summed(self) -> int:  # type: ignore[override]
         normed = 2 if self.qk_norm and self.qk_norm.over == "whole" else 0  # the mean squares of queries and keys
         return normed + (self.out_norm is not None and self.out_norm.over == "whole")
 

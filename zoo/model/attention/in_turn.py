@@ -18,10 +18,7 @@ class JoinedGQA(GQA, kind="joined_gqa"):
     is D wide (Glorioso et al., 2024, Zamba)."""
 
     needs_block: ClassVar[str] = BLOCK
-
-    @property
-    def memory(self) -> None:
-        return None
+    memory: ClassVar[None] = None  # type: ignore[misc]
 
     def parts(self, d_model: int) -> dict[str, Any]:
         own = super().parts(2 * d_model)

@@ -177,7 +177,7 @@ class MambaShard(Mamba):
         return self.heads // self.ranks if self.by_head else 1
 
     @property
-    def summed(self) -> int:
+    def summed(self) -> int:  # type: ignore[override]
         return 0 if self.by_head else self.rank + 2 * self.d_state  # Δ, B and C
 
 

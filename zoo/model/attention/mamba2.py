@@ -179,9 +179,7 @@ class Mamba2(Attention, kind="mamba2"):
 class Mamba2Shard(Mamba2):
     """The part of a Mamba-2 that one rank holds: some of the heads, with one norm over the channels of all ranks."""
 
-    @property
-    def summed(self) -> int:
-        return 1  # the mean square
+    summed: ClassVar[int] = 1  # the mean square
 
     def _divide(self, groups: Tensor, eps: float, m: Weights) -> Tensor:
         mean = m.seam.all_reduce(groups.square().mean(-1, keepdim=True)) / m.seam.size

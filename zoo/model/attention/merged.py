@@ -31,7 +31,7 @@ class MergedAttention(Attention, kind="merged"):
     """Channels of a head's values; `head_dim` unless given."""
 
     @property
-    def memory(self) -> MemoryReading:
+    def memory(self) -> MemoryReading:  # type: ignore[override]
         return MemoryReading(own_sublayer=False, check=self.check_beside)
 
     def check_beside(self, attention: Attention) -> None:

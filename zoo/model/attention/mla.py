@@ -126,7 +126,7 @@ class MLA(SoftmaxAttention, kind="mla"):
         return Sight(self.window)
 
     @property
-    def loan(self) -> Loan | None:
+    def loan(self) -> Loan | None:  # type: ignore[override]
         return Loan(self.kv_from, alike=LENT_ALIKE) if self.kv_from is not None else None
 
     @property

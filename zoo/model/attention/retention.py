@@ -39,11 +39,11 @@ class Retention(GatedLinear, kind="retention"):
         self.position.check(self.head_k_dim)
 
     @property
-    def positioning(self) -> Position:
+    def positioning(self) -> Position:  # type: ignore[override]
         return self.position
 
     @property
-    def rotary_width(self) -> int:
+    def rotary_width(self) -> int:  # type: ignore[override]
         return self.head_k_dim
 
     def _list_decays(self, d_model: int) -> dict[str, Any]:

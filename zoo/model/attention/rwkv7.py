@@ -91,7 +91,7 @@ class RWKV7(Attention, kind="rwkv7"):
         return self.n_heads * self.head_dim
 
     @property
-    def loan(self) -> Loan | None:
+    def loan(self) -> Loan | None:  # type: ignore[override]
         return None if self.values_from is None else Loan(self.values_from, "values_from", ("n_heads", "head_dim"))
 
     def parts(self, d_model: int) -> dict[str, Any]:

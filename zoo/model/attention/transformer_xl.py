@@ -46,7 +46,7 @@ class TransformerXL(PlainHeads, kind="transformer_xl"):
         return ("types",) if self.segments else ()
 
     @property
-    def score_heads(self) -> int:
+    def score_heads(self) -> int:  # type: ignore[override]
         return self.n_heads
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class AltUp(Sandwich, kind="altup"):
             raise ValueError("out_scale multiplies one stream, and here are several (leave it out)")
 
     @property
-    def streams(self) -> int:
+    def streams(self) -> int:  # type: ignore[override]
         return self.n_streams
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -34,9 +34,10 @@ class Block(Spec, axis="block"):
     By default a sub-layer's output y joins the stream x as stream_scale · x + residual_scale · y.
     """
 
-    normalises_output: ClassVar[bool] = (
-        False  # whether a norm stands last on the stream, so that no final one is needed
-    )
+    normalises_output: ClassVar[bool] = False
+    """Whether a norm stands last on the stream, so that no final one is needed."""
+    streams: ClassVar[int] = 1
+    """Number of vectors of a token in the residual stream."""
     divided: ClassVar[tuple[str, ...]] = ("attention", "ffn")
     """Names of the block's sub-layers that tensor parallelism divides. Each rank computes its part of a sub-layer for
     all tokens, after a gather and before a sum over ranks. A block that names none gathers and sums in its
@@ -76,11 +77,6 @@ class Block(Spec, axis="block"):
     def crosses(self) -> bool:
         """Whether cross-attention is a separate sub-layer."""
         return self.cross is not None and (self.cross.memory is None or self.cross.memory.own_sublayer)
-
-    @property
-    def streams(self) -> int:
-        """Number of vectors of a token in the residual stream."""
-        return 1
 
     @property
     def reductions(self) -> int:

@@ -45,7 +45,7 @@ class Hyper(Block, kind="hyper"):
             raise ValueError(f"{found}: both are the streams' (the same for both)")
 
     @property
-    def streams(self) -> int:
+    def streams(self) -> int:  # type: ignore[override]
         return self.connection.n_streams
 
     def parts(self, d_model: int) -> dict[str, Any]:

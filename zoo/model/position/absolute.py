@@ -33,7 +33,7 @@ class Learned(Position, kind="learned"):
             )
 
     @property
-    def limit(self) -> int | None:
+    def limit(self) -> int | None:  # type: ignore[override]
         return self.max_seq_len
 
     def parts(self, d_model: int) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Sinusoidal(Position, kind="sinusoidal"):
             raise ValueError("rows is a table of positions from 0 on (no offset and no skip_id with it)")
 
     @property
-    def limit(self) -> int | None:
+    def limit(self) -> int | None:  # type: ignore[override]
         return self.rows
 
     def parts(self, d_model: int) -> dict[str, Any]:

@@ -27,19 +27,15 @@ class Position(Spec, axis="position"):
     """Whether every layer has its own weights for this scheme; otherwise the model has one set for all layers."""
     reads_input: ClassVar[bool] = False
     """Whether the scheme's bias depends on the input of the queries, which attention then passes to `read`."""
+    limit: ClassVar[int | None] = None
+    """Length of the longest sequence that has positions, in tokens; None for no limit."""
+    stable_until: ClassVar[int | None] = None
+    """The row length beyond which the rotation of earlier tokens changes, so that no cache of them is valid; None if
+    the rotation never changes."""
+    bias_heads: ClassVar[int | None] = None
+    """Number of heads that a learned bias has values for; None if it serves any number."""
     skip_id: ClassVar[int | None] = None
     """The token id of padding, if positions recognise padding by its id and do not count it (RoBERTa)."""
-
-    @property
-    def limit(self) -> int | None:
-        """Length of the longest sequence that has positions, in tokens; None for no limit."""
-        return None
-
-    @property
-    def stable_until(self) -> int | None:
-        """The row length beyond which the rotation of earlier tokens changes, so that no cache of them is valid; None
-        if the rotation never changes."""
-        return None
 
     @property
     def biases(self) -> bool:
@@ -55,11 +51,6 @@ class Position(Spec, axis="position"):
     def rotates(self) -> bool:
         """Whether `rotate` rotates anything."""
         return type(self).rotate is not Position.rotate
-
-    @property
-    def bias_heads(self) -> int | None:
-        """Number of heads that a learned bias has values for; None if it serves any number."""
-        return None
 
     @property
     def inside(self) -> bool:
@@ -114,7 +105,7 @@ class WithAbsolute(Position):
         return self.absolute is not None
 
     @property
-    def limit(self) -> int | None:
+    def limit(self) -> int | None:  # type: ignore[override]
         return None if self.absolute is None else self.absolute.limit
 
     @property

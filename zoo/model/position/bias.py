@@ -99,7 +99,7 @@ class T5Buckets(WithAbsolute, kind="t5"):
         return self.layerwise
 
     @property
-    def bias_heads(self) -> int:
+    def bias_heads(self) -> int:  # type: ignore[override]
         return self.n_heads
 
     def parts(self, d_model: int) -> dict[str, Any]:

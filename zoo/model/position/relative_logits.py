@@ -44,7 +44,7 @@ class RelativeLogits(Position, kind="relative_logits"):
             give_weights(self.norm, self.n_heads)
 
     @property
-    def bias_heads(self) -> int:
+    def bias_heads(self) -> int:  # type: ignore[override]
         return self.n_heads
 
     def check(self, head_dim: int) -> None:

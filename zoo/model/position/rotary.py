@@ -26,15 +26,10 @@ class Scaling(Spec, axis="rope_scaling"):
 
     reads_length: ClassVar[bool] = False
     """Whether frequencies or magnitude depend on how many tokens a row or document has."""
-
-    @property
-    def stable_until(self) -> int | None:
-        return None
-
-    @property
-    def magnitude(self) -> float:
-        """Factor of cosines and sines."""
-        return 1.0
+    stable_until: ClassVar[int | None] = None
+    """As of a position scheme."""
+    magnitude: ClassVar[float] = 1.0
+    """Factor of cosines and sines."""
 
     def magnitude_of(self, length: Tensor | None) -> Any:
         """Compute the factor of cosines and sines. `length` is the length of each row [B, 1], or of each token's
@@ -77,7 +72,7 @@ class DynamicScaling(Scaling, kind="dynamic"):
     """Trained length, in tokens."""
 
     @property
-    def stable_until(self) -> int | None:
+    def stable_until(self) -> int | None:  # type: ignore[override]
         return self.original_max_seq_len
 
     def frequencies(self, width: int, theta: float, length: Tensor | None, device: torch.device) -> Tensor:
@@ -122,7 +117,7 @@ class YarnScaling(Scaling, kind="yarn"):
             raise ValueError(f"{found} (one of them)")
 
     @property
-    def magnitude(self) -> float:
+    def magnitude(self) -> float:  # type: ignore[override]
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -213,7 +208,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
     """Factor of cosines and sines beyond the trained length, if different (Phi-3.5-MoE, 2024)."""
 
     @property
-    def stable_until(self) -> int | None:
+    def stable_until(self) -> int | None:  # type: ignore[override]
         same = self.short_factor == self.long_factor and self.long_attention_factor is None
         return None if same else self.original_max_seq_len
 
@@ -225,7 +220,7 @@ class LongRopeScaling(Scaling, kind="longrope"):
         return torch.where(length > self.original_max_seq_len, long, self.magnitude)[..., None]
 
     @property
-    def magnitude(self) -> float:
+    def magnitude(self) -> float:  # type: ignore[override]
         if self.attention_factor is not None:
             return self.attention_factor
         factor = self.max_seq_len / self.original_max_seq_len
@@ -284,7 +279,7 @@ class RoPE(Position, kind="rope"):
             raise ValueError(f"stored saves a frequency for each pair of rotary_dim, unscaled; found {found}")
 
     @property
-    def stable_until(self) -> int | None:
+    def stable_until(self) -> int | None:  # type: ignore[override]
         return None if self.scaling is None else self.scaling.stable_until
 
     @property
