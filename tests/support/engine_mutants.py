@@ -6,8 +6,10 @@ Each is a rule of the engine broken by a patch, the kind of layer on which it is
 
 from hashlib import blake2b
 
+import torch
+
 from zoo.cache.cache import Cache
-from zoo.cache.cached_row import CachedRow
+from zoo.cache.cached_row import CachedRow, list_slots
 from zoo.cache.encoder_reuse import Sources
 from zoo.cache.page_pool import PagePool
 from zoo.cache.pool_store import LayerGroup, Store
@@ -291,7 +293,7 @@ def a_row_reads_the_source_of_its_neighbour(patch):
         where = real(self, tokens)
         if tokens is None and where is not None and len({row.source for row in self.rows}) == 1 < len(self.rows):
             where.rows = where.rows[::-1]
-            where.index, where.ragged = self._slots(where.rows), False
+            where.index, where.ragged = torch.tensor([list_slots(runs) for runs in where.rows]), False
         return where
 
     real = Cache.lay_out_source

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 from pydantic import NonNegativeInt
@@ -13,6 +12,7 @@ from zoo.errors import ConfigError
 from zoo.lazy import Tensor, torch
 from zoo.model.channels import Fault
 from zoo.model.decoder import Decoder
+from zoo.model.init import Init
 from zoo.model.step import Output
 from zoo.model.tower import Encoder, Topology, Tower
 from zoo.model.whole import find_misfits_between
@@ -52,13 +52,33 @@ class EncoderDecoder(Topology, kind="encoder_decoder"):
     def towers(self) -> dict[str, Tower]:
         return {"encoder": self.encoder, "decoder": self.decoder}
 
-    d_model = property(attrgetter("decoder.d_model"))  # type: ignore[override]
-    vocab_size = property(attrgetter("decoder.vocab_size"))
-    output_vocab_size = property(attrgetter("decoder.output_vocab_size"))
-    max_seq_len = property(attrgetter("decoder.max_seq_len"))
-    n_layers = property(attrgetter("decoder.n_layers"))
-    init = property(attrgetter("decoder.init"))
-    cacheable_until = property(attrgetter("decoder.cacheable_until"))
+    @property
+    def d_model(self) -> int:
+        return self.decoder.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @property
+    def output_vocab_size(self) -> int:
+        return self.decoder.output_vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.decoder.max_seq_len
+
+    @property
+    def n_layers(self) -> int:
+        return self.decoder.n_layers
+
+    @property
+    def init(self) -> Init:
+        return self.decoder.init
+
+    @property
+    def cacheable_until(self) -> int | None:
+        return self.decoder.cacheable_until
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return {name: Sized(tower, tower.d_model) for name, tower in self.towers().items()}
