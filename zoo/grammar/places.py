@@ -31,19 +31,17 @@ def _locate(path: list[str], tower: TowerNode) -> str:
     where = ".".join(path) or tower.name
     if path[:1] == ["blocks"] and len(path) > 1:
         where = _follow(tower.scopes[path[1]], ["block", *path[2:]])
-        if find_value(get_kinds(tower.root).get(path[1]), where) is not None:
+        if look_up(get_kinds(tower.root).get(path[1]), where) is not None:
             where = f"layers.{path[1]}.{where}"
     elif path:
         where = _follow(tower.root, path)
-    own = tower.name and where and find_value(tower.patch, where) is not None
+    own = tower.name and where and look_up(tower.patch, where) is not None
     return f"{tower.prefix if own else ''}{where or 'model'}"
 
 
-def find_value(node: Any, place: str) -> Any:
-    """Return the value at a dotted key of plain data; None if there is none."""
-    for step in place.split("."):
-        node = node.get(step) if isinstance(node, Mapping) else None
-    return node
+def look_up(node: Any, place: str) -> Any:
+    """Read the value at a dotted key; None if there is none."""
+    return reduce(lambda each, name: each.get(name) if isinstance(each, Mapping) else None, place.split("."), node)
 
 
 def _follow(scope: Scope, path: list[str]) -> str:

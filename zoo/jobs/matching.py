@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from zoo.analysis.solve.bisection import find_crossing
 from zoo.errors import ConfigError, refuse
 from zoo.grammar import resolve
-from zoo.grammar.places import find_value
+from zoo.grammar.places import look_up
 from zoo.jobs.forecast import Forecaster, price_elementwise, price_run
 from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
@@ -266,7 +266,7 @@ def list_divisors(job: SweepPoint) -> tuple[int, ...]:
 def read_dimension(job: SweepPoint, by: str) -> int:
     """Read the value of a dimension in a job's config. Raises ConfigError if it is no positive whole number."""
     config = job.planned.config
-    value = find_value({**config, "model": resolve(dict(config["model"]))}, find_place(by))
+    value = look_up({**config, "model": resolve(dict(config["model"]))}, find_place(by))
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{by} is {value!r} there (--match-by names a dimension that its model has)")
     return value

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import runs
 from zoo.analysis.verdict.rate_optimum import find_good_window, fit_optimum
 from zoo.errors import ConfigError, ZooError, refuse
-from zoo.grammar.places import find_value
+from zoo.grammar.places import look_up
 from zoo.jobs.sweep import Sweep, SweepPoint, find_key, group_by_arm
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def search_rates(
 
 def read_number(job: SweepPoint, key: str) -> float:
     """Read the number that a job's config has at a key. Raises ConfigError if it is no positive number."""
-    value = find_value(job.planned.config, key)
+    value = look_up(job.planned.config, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise ConfigError(
             f"tune: {key} is {value!r} there, and multiples of it are tried (a key whose value is above 0)"
