@@ -10,6 +10,7 @@ import transformers
 
 from support.reference_folders import folder, run
 from zoo.checkpoint import store
+from zoo.checkpoint.model_card import find_task
 
 
 def read_card(out: Path) -> huggingface_hub.ModelCard:
@@ -56,6 +57,11 @@ def test_a_runs_card_says_how_it_was_trained(tmp_path, capsys):
     (tmp_path / "run" / "result.json").write_text(json.dumps({**result, "steps": 8}))  # the losses of another step
     assert run(capsys, "convert", tmp_path / "run", tmp_path / "out", "--no-verify")[0] == 0
     assert "Validation loss" not in read_card(tmp_path / "out").text
+
+
+def test_the_task_of_a_class_is_the_one_that_the_hub_gives_it():
+    tasks = {"GPT2LMHeadModel": "text-generation", "BertModel": "feature-extraction", "BertForMultipleChoice": None}
+    assert {name: find_task(name) for name in tasks} == tasks
 
 
 def test_a_card_that_someone_wrote_is_kept(tmp_path, capsys):

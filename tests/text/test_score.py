@@ -125,6 +125,10 @@ def test_a_reward_model_reads_conversations_as_its_template_writes_them(tmp_path
     asked = [{"prompt": talk[0]["content"], "response": talk[1]["content"]} for talk in TALKS]
     found = run_verb(tmp_path, "--file", write_lines(tmp_path / "asked.jsonl", asked), capsys=capsys)
     assert [line["predicted"] for line in found] == pytest.approx(wanted, abs=2e-5)
+    long, notes = [{"role": "user", "content": "long " * config.max_position_embeddings}], []
+    zoo.score(tmp_path, [*TALKS, long], note=notes.append)
+    limit = f"{config.max_position_embeddings} tokens"
+    assert notes == [f"1 of 3 texts are cut at {limit}, which is what the model reads"]
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match=r"chat template: .* has none"):
         zoo.score(tmp_path, TALKS)

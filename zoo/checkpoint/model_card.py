@@ -28,8 +28,14 @@ TASKS = {
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
     "ForConditionalGeneration": "text2text-generation",
+    "Model": "feature-extraction",
 }
-"""The hub's name of a class's task, by the end of the class's name; feature-extraction for all other classes."""
+"""The hub's name of a class's task, by the end of the class's name."""
+
+
+def find_task(name: str) -> str | None:
+    """Return the hub's name of the task of a class; None for a class of no task in TASKS."""
+    return next((task for end, task in TASKS.items() if name.endswith(end)), None)
 
 
 def keep_card(draft: Path, out: Path) -> bool:
@@ -47,7 +53,7 @@ def write_card(draft: Path, out: Path, spec: WholeSpec, name: str, folder: Path 
     the model came from; if it is a run's, the card says how it was trained. A card that zoo did not write is kept."""
     if keep_card(draft, out):
         return
-    task = next((task for end, task in TASKS.items() if name.endswith(end)), "feature-extraction")
+    task = find_task(name) or "feature-extraction"
     run = folder and runs.find_run(folder)
     settings = {} if run is None else yaml.safe_load(read_yaml_text(run / runs.CONFIG))
     settings = settings if isinstance(settings, dict) else {}

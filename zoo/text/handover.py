@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.checkpoint.model_card import find_task
 from zoo.checkpoint.verify_folder import Agreement, Reading, verify_folder
 from zoo.data.chat import template as chat
 from zoo.data.tokenizer import Tokenizer
@@ -19,15 +20,6 @@ ROOM, SHORT = 64, 16
 """Maximum tokens of short texts (ROOM), and of the long text that must be truncated (SHORT)."""
 MOST = 1024
 """Largest model_max_length, in tokens, that the pipeline's text is made to exceed."""
-
-PIPELINES = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForCausalLM": "text-generation",
-    "Model": "feature-extraction",
-}
-"""The pipeline of a class, by the end of the class's name. An encoder-decoder's class has none in transformers 5."""
 
 
 def verify_draft(
@@ -61,9 +53,9 @@ def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading],
     readings += [make_texts(f"a text truncated to {few} tokens", tokenizer, [LONG * 2], few, side)]
     readings += read_template(folder, tokenizer, limit)
     architecture = read_config(out / CONFIG)["architectures"][0]
-    kind = next((each for each in PIPELINES if architecture.endswith(each)), None)
-    if kind is not None:
-        readings += ask_pipeline(PIPELINES[kind], tokenizer, stated, limit, side)
+    task = find_task(architecture)
+    if task not in (None, "text2text-generation"):  # for which transformers 5 has no pipeline
+        readings += ask_pipeline(task, tokenizer, stated, limit, side)
     return readings, ""
 
 

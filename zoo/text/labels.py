@@ -207,7 +207,7 @@ def _encode_conversation(encoder: RowEncoder, chat: ChatTemplate | None, message
         ids = chat.encode(tokenizer, messages, add_generation_prompt=False)
     except ConfigError as error:
         raise ConfigError(*(f"{place}: {fault}" for fault in error.faults)) from error
-    return EncodedRow(ids[: encoder.limit], [0] * min(len(ids), encoder.limit), [], len(ids) > encoder.limit)
+    return EncodedRow(ids[: encoder.limit], [0] * min(len(ids), encoder.limit), [], len(ids))
 
 
 def compute_logits(model: Model, rows: Sequence[EncodedRow]) -> list[Tensor]:
