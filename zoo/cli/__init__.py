@@ -57,7 +57,9 @@ def run(args: Sequence[str]) -> int:
     try:
         with _unverified(hasty):
             return make_command().main(args, prog_name="zoo", standalone_mode=False, obj=args) or 0
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        if isinstance(stopped.__cause__, EOFError):  # of a file that ends early: click takes it for Ctrl-D
+            return _report_bug(stopped.__cause__, args, debug)
         return 130
     except BrokenPipeError:  # `zoo list | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,10 +74,14 @@ def run(args: Sequence[str]) -> int:
 
         return _refuse([describe_os_error(error)], choose_exit_code(error), debug)
     except Exception as error:
-        from zoo.cli.failing import describe_bug
+        return _report_bug(error, args, debug)
 
-        fault, code = describe_bug(error, args)
-        return _refuse([fault], code, debug)
+
+def _report_bug(error: BaseException, args: Sequence[str], debug: bool) -> int:
+    from zoo.cli.failing import describe_bug
+
+    fault, code = describe_bug(error, args)
+    return _refuse([fault], code, debug)
 
 
 def _show_next_steps() -> bool:
