@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from standins import flash_attn_2
 from torch import Tensor
+from watched_addresses import watch_addresses
 
 from zoo import lazy
 from zoo.kernels import KERNELS, Machine, attend
@@ -178,6 +179,7 @@ def verdict(case: Case, real: Any) -> tuple[bool, str]:
 def main() -> int:
     """Runs all cases and prints a line for each: how far from eager results are, then gradients of q, k and v."""
     lazy.load()
+    watch_addresses()
     MACHINES["cpu"] = Machine("cuda", (9, 0), frozenset({"flash-attn"}))
     real, failed = flash_attn(os.environ["FLASH_ATTN_2"]), 0
     for case in cases():

@@ -6,9 +6,9 @@
 
 The first holds it to eager in float64, under the rule of `zoo bench kernels`: in every case of that command, in COUNT
 attentions drawn at random (page tables, lengths, windows, sinks, softcap, ALiBi, latents whose first channels are the
-values, dtypes, numbers of parts), and in models that decode from a paged cache. The second compiles it for the shapes
-of real models down to machine code, prints registers and shared memory, and holds that it fits and that next to
-nothing is spilled. Ends with 1 if anything is off.
+values, dtypes, numbers of parts), and in models that decode from a paged cache; no address may lie outside the tensors
+that the kernel was given. The second compiles it for the shapes of real models down to machine code, prints registers
+and shared memory, and holds that it fits and that next to nothing is spilled. Ends with 1 if anything is off.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from absent_gpu import Driver
 from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.driver import driver
+from watched_addresses import watch_addresses
 
 from support.tiny_models import model_of
 from zoo import lazy
@@ -335,6 +336,7 @@ def main() -> int:
         parts = [compile_shapes(chosen.arch)]
     else:
         mend_bfloat16()
+        watch_addresses()
         np.seterr(all="ignore")  # the logarithm of 0 is meant
         parts = [compare_models(), compare_cases(), compare_drawn(chosen.drawn)]
         print(f"an error may be {FACTOR} × that of eager in its dtype + {SLACK}")
