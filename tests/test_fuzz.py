@@ -25,7 +25,7 @@ from fuzz.values import MADE, Raw, repeat
 
 assert all((data, gguf, models, runs, yamls))
 FUZZ = Path(__file__).with_name("fuzz")
-CHUNKS = 40
+CHUNKS = 80
 Run = Callable[..., list[dict[str, Any]]]
 
 pytestmark = pytest.mark.xdist_group("fuzz")  # one server, whose seeds take a while
