@@ -200,8 +200,8 @@ def test_a_step_reads_the_cache_that_is_kept_and_every_weight_but_the_tables(cho
 def _unchosen(spec, context):
     """Bytes of what is kept for attention and not read, as an indexer chooses other tokens."""
     for attention in (spec.blocks[kind].attention for kind in spec.pattern):
-        chooser = attention.indexer
-        if chooser and chooser.pooled > 1:
+        chooser = attention.chooser
+        if chooser and chooser.adds_tail:
             yield (
                 2
                 * (context - chooser.most_keys - context % chooser.granule)

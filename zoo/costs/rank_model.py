@@ -66,7 +66,7 @@ def context_faults(spec: Priced, cp: int) -> list[str]:
     whole = [block.attention for block in blocks if not block.attention.passes.split]
     found = [f"{some} '{each.kind}' layers{_describe_reading(each)} need a row's (cp=1)" for each in whole]
     found += [f"{some} out_conv needs a row's (cp=1)" for block in blocks if getattr(block, "out_conv", None)]
-    choosers = [block.attention.indexer for block in blocks if block.attention.indexer is not None]
+    choosers = [block.attention.chooser for block in blocks if block.attention.chooser is not None]
     found += [f"cp: the {each.kind} indexer chooses among all of a row's keys (cp=1)" for each in choosers]
     ffns = [ffn for block in blocks if (ffn := getattr(block, "ffn", None)) is not None and ffn.state()]
     mixtures = [ffn for ffn in ffns if isinstance(ffn, MoE)]

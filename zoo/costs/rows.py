@@ -229,14 +229,14 @@ def tabulate_towers(towers: Mapping[str, Tower], spec: Any = None) -> CostTable:
                 parts.append(PartRow(where, row.kind, row.path, row.roles, own, row.part, *how))
             elif own.axis == "attention" and row.roles[:-1] in ((), (SHARED,)):  # the outer one counts inner ones
                 look = Look(bool(tower.causal), CROSS in row.roles, **own.sight._asdict())
-                chooser = own.indexer
+                chooser = own.chooser
                 if chooser is not None:
                     if chooser.owns:  # the indexer scores every visible key
                         scored = look._replace(rate=chooser.pooled * own.sight.rate, near=0)
                         attentions.append(
                             AttentionRow(where, tower, row.kind, ("indexer",), chooser, scored, row.used, row.path)
                         )
-                    chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.pooled > 1}
+                    chosen = {"top_k": chooser.most_keys, "granule": chooser.granule, "tail": chooser.adds_tail}
                     look = look._replace(**chosen)
                 attentions.append(AttentionRow(where, tower, row.kind, row.roles, own, look, row.used, row.path))
             elif own.axis == "router":

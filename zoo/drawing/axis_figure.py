@@ -164,7 +164,7 @@ def _say_mask(grid: MaskGrid, choice: Choice) -> str:
     if not choice.causal:
         said.append("both ways" + "".join(f", as in {each}" for each in find_users("attention", choice.name)[1][:1]))
     said += [f"one token in {grid.step} drawn"] if grid.step > 1 else []
-    said += ["an indexer chooses among these"] if choice.component.indexer is not None else []
+    said += ["an indexer chooses among these"] if choice.component.chooser is not None else []
     hidden = " and ".join(list_hidden(choice.component))
     return ", ".join([*said, *([f"{hidden} not drawn"] if hidden else [])])
 

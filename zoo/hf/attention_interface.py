@@ -116,7 +116,7 @@ def find_attention_fault(attention: Attention) -> str | None:
     varies = position.stable_until is not None
     faults = {
         "has a state": bool(attention.state()),
-        "chooses its keys": attention.indexer is not None or ask.chosen,
+        "chooses its keys": attention.chooser is not None or ask.chosen,
         "reads another layer's keys": attention.loan is not None,
         f"adds the bias of position {position.kind} to scores": position.biases,
         "has sinks": ask.sinks,

@@ -190,9 +190,9 @@ class ForwardContext:
         position = attention.positioning
         if position is not None:
             step.tables = self._share_tables(position, attention.rotary_width, dtype, own)
-            if attention.indexer is not None:
+            if attention.chooser is not None:
                 rotate = partial(position.tables, head_dim=attention.rotary_width, dtype=dtype, m=own)
-                attention.indexer.prepare(self, step, slots, rotate)
+                attention.chooser.prepare(self, step, slots, rotate)
         if attention.sight.rate > 1:
             share_entries(self, step, attention, own, slots, dtype)  # type: ignore[arg-type]
         else:

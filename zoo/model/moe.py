@@ -94,7 +94,7 @@ class MoE(FFN, kind="moe"):
         for name, each in (("expert", self.expert), ("shared", shared)):
             if getattr(each, "inner_norm", None) is not None:
                 raise ValueError(f"{name}.inner_norm: an expert has no norm inside (leave it out)")
-            stacked = name == "expert" or self.router.n_shared
+            stacked = name == "expert" or self.router.shared_scored
             if stacked and getattr(each, "global_scale", False):
                 raise ValueError(f"{name}.global_scale: is of one feed-forward, and experts are several (leave it out)")
             if each is not None and not each.stacks:
@@ -116,7 +116,7 @@ class MoE(FFN, kind="moe"):
             raise ValueError(f"scale_input: {found} (a router without capacity, or scale_input: false)")
 
     def _check_shared(self) -> None:
-        if not self.router.n_shared:
+        if not self.router.shared_scored:
             return
         if self.shared is None or self.shared.gate:
             found = "there is none" if self.shared is None else "they have a gate besides"
@@ -153,7 +153,7 @@ class MoE(FFN, kind="moe"):
         return parts | (self._list_shared(self.shared, d_model) if self.shared else {})
 
     def _list_shared(self, shared: SharedExpert, d_model: int) -> dict[str, Any]:
-        scored = self.router.n_shared
+        scored = self.router.shared_scored
         own = (
             self._stack_shared(shared.expert, d_model) if scored else Sized(shared.expert, d_model, role=SHARED_EXPERT)
         )
@@ -168,7 +168,7 @@ class MoE(FFN, kind="moe"):
     def _stack_shared(self, shared: FFN, d_model: int) -> Group:
         """Stack the shared experts that the router weighs. Every token passes all of them, and every rank holds all of
         them."""
-        count, own = self.router.n_shared, shared.parts(d_model)
+        count, own = self.router.shared_scored, shared.parts(d_model)
         return Group({name: Experts(part, count, count, spread=False) for name, part in own.items()}, SHARED_EXPERT)
 
     def shard(self, ranks: int) -> MoE:

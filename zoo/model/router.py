@@ -101,7 +101,7 @@ class Router(Spec, axis="router"):
         "input_norm": "input: {norm: rmsnorm}",
         "input_scale": "input: {scale: 0.5}",
     }
-    n_shared: ClassVar[int] = 0
+    shared_scored: ClassVar[int] = 0
     """Number of shared experts that the router weighs in addition to the chosen experts."""
     drops: ClassVar[bool] = False
     """Whether a token may get fewer than `top_k` experts: by a capacity, or if experts choose their tokens."""
@@ -258,7 +258,7 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
     judged_by: ClassVar[int] = 2
     choose_by: Literal["score", "logit"] = "score"
     """What the selection bias is added to: scores, or logits before the sigmoid (Aleph Alpha, 2026, Kolibri-1)."""
-    n_shared: NonNegativeInt = 0  # type: ignore[misc]
+    n_shared: NonNegativeInt = 0
     """Number of shared experts that are scored as well, after the others. All tokens pass them, but weights are
     normalised and scaled over chosen and shared experts together (Thinking Machines, 2026, Inkling)."""
     balance_coef: NonNegativeFloat = 0.0001
@@ -268,6 +268,10 @@ class SigmoidTopK(TopK, kind="sigmoid_topk"):
         super().__post_init__()
         if self.choose_by == "logit" and not self.selection_bias and not self._closes:
             raise ValueError("choose_by=logit says what the selection bias is added to, and there is none (score)")
+
+    @property
+    def shared_scored(self) -> int:  # type: ignore[override]
+        return self.n_shared
 
     def parts(self, d_model: int) -> dict[str, Any]:
         return super().parts(d_model) | {"gate": Linear(d_model, self.n_experts + self.n_shared, self.bias)}

@@ -314,7 +314,7 @@ def check_traceable(spec: Topology) -> None:
         if attention.sight.rate > 1:
             found = f"{attention.kind} caches one entry for several tokens"
             raise ConfigError(f"{place}: {found}, which is no program of tensors (one for each token)")
-        if attention.indexer is not None:
+        if attention.chooser is not None:
             found = f"an indexer of {attention.kind} chooses as many keys as there are, up to a number"
             raise ConfigError(f"{place}: {found}, which is no program of tensors (no indexer)")
 

@@ -17,6 +17,7 @@ from zoo.spec import Spec
 from zoo.spec.sharding import divisors
 
 if TYPE_CHECKING:
+    from zoo.model.attention.indexer import Indexer
     from zoo.model.step import Step, Weights
 
 
@@ -85,9 +86,6 @@ class Attention(Spec, axis="attention"):
     """Inputs that the attention reads from `step.extra`: "global" (which tokens are global, [B, T]), "types" (token
     types, [B, T])."""
 
-    indexer: ClassVar[Any] = None
-    """The indexer that selects the keys which a query attends to; None if a query attends to all that it sees."""
-
     memory: ClassVar[MemoryReading | None] = None
     """How this attention reads an encoder's output in cross-attention; None if it cannot."""
     loan: ClassVar[Loan | None] = None
@@ -114,6 +112,11 @@ class Attention(Spec, axis="attention"):
     def sight(self) -> Sight:
         """Limits on the keys that a query may attend to, in addition to the causal mask."""
         return Sight()
+
+    @property
+    def chooser(self) -> Indexer | None:
+        """The indexer that selects the keys which a query attends to; None if a query attends to all that it sees."""
+        return None
 
     def attended(self) -> dict[str, tuple[int, ...]]:
         """Map the names of the cached tensors that this layer reads to their shapes per token. They are its own tensors
@@ -206,7 +209,7 @@ class SoftmaxAttention(Attention):
         ask = self.ask(dtype, **features)
         if self.sight.rate == 1 or new > 1:
             return ask
-        chooses = self.indexer is not None  # if not, a single token sees all compressed keys, without a mask
+        chooses = self.chooser is not None  # if not, a single token sees all compressed keys, without a mask
         return replace(ask, causal=chooses, chosen=chooses)
 
     def attend(self, m: Weights, step: Step, q: Tensor, k: Tensor, v: Tensor, scale: float, **scores: Any) -> Tensor:

@@ -58,7 +58,7 @@ class Compressed(MultiHead, kind="compressed"):
     """Whether a learned logit without a value is added to each head's softmax."""
     compressor: Compressor | None = None
     """Compressor that makes the entries; null for attention only to the window."""
-    indexer: Indexer | None = None  # type: ignore[misc]
+    indexer: Indexer | None = None
     """Indexer that chooses the entries that a query attends to (compressed sparse attention); null for attention to all
     entries (heavily compressed attention)."""
 
@@ -86,6 +86,10 @@ class Compressed(MultiHead, kind="compressed"):
     @property
     def passes(self) -> Passes:
         return Passes(varlen=0, split=self.compressor is None)
+
+    @property
+    def chooser(self) -> Indexer | None:
+        return self.indexer
 
     @property
     def sight(self) -> Sight:

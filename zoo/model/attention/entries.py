@@ -222,7 +222,7 @@ def share_entries(
         view = KeyView if slots is None or slots.table is None else PagedView
         step.keys, rows = view(Mask.of_pairs(seen), slots=slots), max(entries.near.shape[0], seen.shape[0])
         joined = Mask.of_pairs(torch.cat((entries.near.expand(rows, -1, -1), seen.expand(rows, -1, -1)), -1))
-    if joined is not None and attention.indexer is None:  # with an indexer each layer has its own mask
+    if joined is not None and attention.chooser is None:  # with an indexer each layer has its own mask
         entries.joined = joined
         context.draw(step, attention, dtype, joined)
     entries.kernels = None if context.cache is None else []

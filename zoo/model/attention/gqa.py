@@ -110,7 +110,7 @@ class GQA(SoftmaxAttention, kind="gqa"):
     before this one (Brandon et al., 2024, cross-layer attention; Gemma 3n)."""
     memory_width: PositiveInt | None = None
     """Width of the encoder's output in cross-attention; the width of the queries' stream unless given (T5Gemma)."""
-    indexer: Indexer | None = None  # type: ignore[misc]
+    indexer: Indexer | None = None
     """Indexer that chooses the keys of a query (MiniMax-M3, 2026: blocks of keys for each group of heads)."""
 
     def __post_init__(self) -> None:
@@ -162,6 +162,10 @@ class GQA(SoftmaxAttention, kind="gqa"):
         if self.window_kind == "centred" and self.window:
             return Sight((self.window - 1) // 2, ahead=self.window // 2)
         return Sight(chunk=self.window) if self.window_kind == "chunked" else Sight(self.window)
+
+    @property
+    def chooser(self) -> Indexer | None:
+        return self.indexer
 
     @property
     def loan(self) -> Loan | None:  # type: ignore[override]

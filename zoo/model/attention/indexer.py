@@ -50,7 +50,7 @@ class ChosenKeys(Channel, name=CHOICE):
     def find_faults(cls, tower: Tower) -> Iterator[Fault]:
         """Yield a fault for the first layer that reuses a choice if no layer before it chooses, or if the layer that
         chooses has another top_k."""
-        made, choosers = None, {name: block.attention.indexer for name, block in tower.blocks.items()}
+        made, choosers = None, {name: block.attention.chooser for name, block in tower.blocks.items()}
         for place, name in enumerate(tower.pattern if any(each is not None for each in choosers.values()) else ()):
             chooser, path = choosers[name], ("blocks", name, "attention", "indexer")
             if chooser is None or chooser.owns:
@@ -74,19 +74,23 @@ class Indexer(Spec, axis="indexer", default="lightning"):
 
     @property
     def most_keys(self) -> int:
-        """Maximum number of keys that are chosen for a query. If keys are `pooled` the query attends to a few more."""
+        """Maximum number of keys that are chosen for a query. With `adds_tail` the query attends to a few more."""
         raise NotImplementedError
-
-    @property
-    def pooled(self) -> int:
-        """Number of tokens that make one key of the indexer. If there are several, a query also attends to its own
-        incomplete pool."""
-        return 1
 
     @property
     def granule(self) -> int:
         """Number of consecutive keys that are chosen together."""
-        return self.pooled
+        return 1
+
+    @property
+    def adds_tail(self) -> bool:
+        """Whether a query also attends to its own incomplete group of `granule` keys."""
+        return False
+
+    @property
+    def pooled(self) -> int:
+        """Number of tokens that make one key of the indexer."""
+        return 1
 
     def list_parts(self, d_model: int, q_width: int) -> dict[str, Any]:
         """List the indexer's weights by name, which the attention adds to its own parts. x is `d_model` wide, the input

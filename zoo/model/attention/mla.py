@@ -64,7 +64,7 @@ class MLA(SoftmaxAttention, kind="mla"):
     """Whether the projections to the latents and the output projection have a bias."""
     scale: PositiveFloat | None = None
     """Factor of the scores; 1/√(qk_nope_head_dim + qk_rope_head_dim) unless given."""
-    indexer: Indexer | None = None  # type: ignore[misc]
+    indexer: Indexer | None = None
     """Indexer that chooses the keys that a query attends to (DeepSeek Sparse Attention: DeepSeek-V3.2, 2025)."""
     tempering: Tempering | None = None
     """Tempering: a factor of the queries that grows with position (Mistral Small 4, 2026)."""
@@ -120,6 +120,10 @@ class MLA(SoftmaxAttention, kind="mla"):
         # Ragged rows are computed absorbed, which costs more for a long chunk of a prompt.
         varlen = self.absorbs_until if self.indexer is None else 0
         return Passes(varlen=varlen, split=self.short_conv is None)
+
+    @property
+    def chooser(self) -> Indexer | None:
+        return self.indexer
 
     @property
     def sight(self) -> Sight:

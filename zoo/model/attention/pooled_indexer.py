@@ -34,6 +34,14 @@ class ByPools:
         return self.top_k
 
     @property
+    def granule(self) -> int:
+        return self.pool
+
+    @property
+    def adds_tail(self) -> bool:
+        return True
+
+    @property
     def pooled(self) -> int:
         return self.pool
 

@@ -37,7 +37,7 @@ class Shortcut(Block, kind="shortcut"):
             raise ValueError(f"{found} {'chooses' if isinstance(self.dense, MoE) else 'sees others'} (gated or mlp)")
         for what, given in (
             ("reads another layer's keys", self.attention.loan is not None),
-            ("chooses keys by an indexer", self.attention.indexer is not None),
+            ("chooses keys by an indexer", self.attention.chooser is not None),
             ("makes one key of several tokens", self.attention.sight.rate > 1),
         ):
             if given:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TYPE_CHECKING, cast
 
 from zoo.lazy import Tensor
 from zoo.spec import Spec
@@ -34,7 +34,7 @@ class Position(Spec, axis="position"):
     the rotation never changes."""
     bias_heads: ClassVar[int | None] = None
     """Number of heads that a learned bias has values for; None if it serves any number."""
-    skip_id: ClassVar[int | None] = None
+    skip_id = cast("int | None", None)  # without an annotation: a kind's field of this name keeps its place
     """The token id of padding, if positions recognise padding by its id and do not count it (RoBERTa)."""
 
     @property
