@@ -60,7 +60,8 @@ WALKS = {
     "test_fuzz": (80, "test_odd_input_ends_with_a_result_or_a_line"),
     "test_generate": (
         3,
-        "test_rows_padded_on_the_left_get_what_they_get_alone test_a_prompt_in_chunks_gives_the_logits_of_one_forward",
+        "test_rows_padded_on_the_left_get_what_they_get_alone test_a_prompt_in_chunks_gives_the_logits_of_one_forward "
+        "test_greedy_generation_equals_the_full_forward_for_every_choice",
     ),
     "test_generate_peak": (3, "test_prefill_and_decode_take_what_a_real_run_takes"),
     "test_guide": (3, "test_what_random_weights_finish_validates"),
@@ -82,7 +83,10 @@ WALKS = {
         "test_every_choice_gives_what_it_gave_and_is_what_it_was_once_undone "
         "test_every_lower_precision_stays_within_its_bound",
     ),
-    "test_published_rest": (2, "test_the_active_count_leaves_out_idle_experts"),
+    "test_published_rest": (
+        2,
+        "test_the_active_count_leaves_out_idle_experts test_the_model_is_the_one_that_its_released_config_describes",
+    ),
     "test_recurrent": (
         6,
         "test_padding_changes_nothing_wherever_it_stands test_packed_documents_equal_separate_ones "
@@ -186,12 +190,6 @@ WALKS = {
     "test_train_objectives": (2, "test_a_run_resumes_to_the_bit"),
     "test_data_lengths": (3, "test_the_bytes_of_tokens_add_up_to_the_text"),
     "test_states": (2, "test_states_are_those_that_the_optimizer_holds_after_a_step"),
-    "test_generate": (
-        2,
-        "test_greedy_generation_equals_the_full_forward_for_every_choice "
-        "test_rows_padded_on_the_left_get_what_they_get_alone",
-    ),
-    "test_published_rest": (2, "test_the_model_is_the_one_that_its_released_config_describes"),
     "test_model_figures": (2, "test_a_packaged_models_figures_have_no_fault"),
     "test_rules": (2, "test_every_packaged_model_has_every_rule"),
 }
