@@ -107,7 +107,8 @@ def decoded(arch: int) -> list[Case]:
         Case("decoding, lengths, softcap", ask(128, lengths=True, softcap=50.0)),
         Case("decoding, pages", ask(128, lengths=True, page=PAGE)),
         Case("decoding, pages, 80 wide", ask(80, lengths=True, page=PAGE)),
-        Case("decoding, pages, 256 wide", ask(256, lengths=True, page=PAGE)),
+        # on Blackwell earlier betas that zoo takes assert that there are no lengths, 4.0.0b36 compiles
+        Case("decoding, pages, 256 wide", ask(256, lengths=True, page=PAGE), True if arch == 90 else None),
         Case("decoding, pages, 24 wide", ask(24, lengths=True, page=PAGE), False),
         Case("decoding, 192 and 128 wide", ask(192, 128, n_kv_heads=8)),
     ]
