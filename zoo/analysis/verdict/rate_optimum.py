@@ -48,21 +48,21 @@ def fit_optimum(losses: Mapping[float, float], noise: float) -> RateOptimum:
     If the parabola has no minimum between the rates tried, the best rate tried is the optimum, and its error follows
     from the distance to the nearest other rate.
     """
-    import numpy as np
-
     finite = {at: loss for at, loss in losses.items() if math.isfinite(loss)}
     best = min(finite, key=lambda at: finite[at])
     depth = TOLERANCE * abs(finite[best])
     near = _list_near(finite, best, finite[best] + depth)
     # Beyond twice the window's depth losses count alike: one after a sudden rise says nothing of the parabola.
     heights = [min(finite[at], finite[best] + 2 * depth) for at in near]
-    if len(near) >= 3:
-        (bend, slope, _), covariance = np.polyfit(np.array(near) - best, heights, 2, cov="unscaled")
+    fit = _fit_parabola(near, heights) if len(near) >= 3 else None
+    if fit is not None:
+        bend, slope, inverse = fit
         at = -slope / (2 * bend) if bend > 0 else math.inf
         if near[0] < best + at < near[-1]:
-            gradient = np.array([slope / (2 * bend**2), -1 / (2 * bend), 0])  # of x* = −b ÷ 2c; the delta method
-            variance = max(gradient @ covariance @ gradient, 0.0)
-            return RateOptimum(float(best + at), float(noise * math.sqrt(variance)), float(bend), True)
+            # x* = −b ÷ 2c, by the delta method: ∂x*/∂b = −1 ÷ 2c, ∂x*/∂c = b ÷ 2c²
+            by_slope, by_bend = -1 / (2 * bend), slope / (2 * bend**2)
+            variance = by_slope**2 * inverse[1][1] + 2 * by_slope * by_bend * inverse[1][2] + by_bend**2 * inverse[2][2]
+            return RateOptimum(best + at, noise * math.sqrt(max(variance, 0.0)), bend, True)
     return _take_best(finite, best)
 
 
@@ -85,6 +85,35 @@ def _take_best(finite: Mapping[float, float], best: float) -> RateOptimum:
     near = min(others, key=lambda at: abs(at - best))
     distance = abs(near - best)
     return RateOptimum(best, distance / math.sqrt(3), (finite[near] - finite[best]) / distance**2, False)
+
+
+def _fit_parabola(places: Sequence[float], losses: Sequence[float]) -> tuple[float, float, list[list[float]]] | None:
+    """Fit L = a + b·u + c·u² by least squares, where u is the place minus the best place. Return c, b, and the inverse
+    of the normal equations' matrix in the order (a, b, c): the covariance of a, b and c ÷ the variance of a loss. None
+    if the matrix is singular."""
+    best = places[min(range(len(places)), key=lambda i: losses[i])]
+    rows = [(1.0, at - best, (at - best) ** 2) for at in places]
+    matrix = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
+    inverse = _invert(matrix)
+    if inverse is None:
+        return None
+    right = [sum(row[i] * loss for row, loss in zip(rows, losses, strict=True)) for i in range(3)]
+    _, slope, bend = (sum(inverse[i][j] * right[j] for j in range(3)) for i in range(3))
+    return bend, slope, inverse
+
+
+def _invert(m: list[list[float]]) -> list[list[float]] | None:
+    """Invert a symmetric 3 × 3 matrix by cofactors; None if it is singular."""
+    (a, b, c), (_, d, e), (_, _, f) = m
+    cofactors = [
+        [d * f - e * e, c * e - b * f, b * e - c * d],
+        [c * e - b * f, a * f - c * c, b * c - a * e],
+        [b * e - c * d, b * c - a * e, a * d - b * b],
+    ]
+    determinant = a * cofactors[0][0] + b * cofactors[0][1] + c * cofactors[0][2]
+    if abs(determinant) < 1e-12:
+        return None
+    return [[each / determinant for each in row] for row in cofactors]
 
 
 # ---------------------------------------------------------------- the good window
