@@ -122,7 +122,7 @@ def test_the_page_is_written_at_evaluations_and_a_resumed_run_says_where_each_pa
         draw(run)
         states.append((run.step, "running" in ReadPage.of(run.folder / PAGE).text))
 
-    monkeypatch.setattr(train, "draw_page", look)
+    monkeypatch.setitem(train.DRAWINGS, "page", look)
     start_run(compose_run(write_corpus(tmp_path / "corpus")), tmp_path / "run")
     resume_run(tmp_path / "run", ["steps=9"])
     assert states == [(3, True), (6, True), (9, True)]
