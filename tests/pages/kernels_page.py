@@ -148,18 +148,18 @@ What no test can show without a card stands by reading alone, of Zoo's code and 
   torch.compile writes for CUDA, flex apart;
 - the real flash-attn packages and float8's matrix products on a GPU;
 - memory: pinning by cudaHostRegister, and the 10 % of free memory that a cache leaves to the rest;
-- speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. These do: expert
-  parallelism, once in each pass of a mixture; `optim=soap`, when its bases may follow; and where rows have positions
-  without a target, context parallelism, once a pass, and `mtp`, once for each further token (packed rows too). Every
+- speed: every goal of [docs/gpu](gpu/README.md), and that nothing but the metrics makes the host wait. Three
+  still do: expert parallelism (each pass of a mixture), `optim=soap` (when its bases may follow) and, where rows have
+  positions without a target, context parallelism (each pass) and `mtp` (each further token; packed rows too). Every
   objective's gradient is computed on torch's meta device, which has no values to wait for
   (tests/training/objective/test_host_reads.py).
 
 Known and not done:
 
 - **Expert parallelism waits** to learn how many rows come, as `all_to_all_single` takes numbers of rows from the host:
-  it sizes its result by them. torchtitan and DeepEP wait for the same numbers. Where torch or DeepEP need none
-  (`symm_mem.all_to_all_vdev`, over NVSHMEM; DeepEP's `num_worst_tokens`), the result has room for the most rows that
-  can come, those of all ranks: with 8 ranks 8 times the memory of the experts' inputs and of what they save. A smaller
+  it sizes its result by them. torchtitan and DeepEP wait for the same numbers. Exchanges of a fixed
+  size (`symm_mem.all_to_all_vdev`, over NVSHMEM; DeepEP's `num_worst_tokens`) need room for the rows of all ranks: with
+  8 ranks 8 times the memory of the experts' inputs and of what they save. A smaller
   capacity drops tokens, and no mixture of Zoo does.
 - **Q, K and V, and gate and up, are products of their own in training** (`zoo generate` joins them). Joined by
   `torch.cat` in each pass they would cost more than they gain. Of Llama 3 8B a layer has 285 MB of these weights: the

@@ -23,7 +23,7 @@ HEAD = """\
 # From a laptop to 1,024 GPUs
 
 Written by `python tests/pages scale`; a test holds this page against the code. The examples below were run when the page was
-written. No figure here was measured by us: predictions stand beside what others have published.
+written. No speed here was measured by us: predictions stand beside what others have published.
 
 ## What each kind of parallelism divides
 
@@ -31,14 +31,14 @@ written. No figure here was measured by us: predictions stand beside what others
 
 | name | processes share | divides | sends | use it when |
 | --- | --- | --- | --- | --- |
-| `ddp` | nothing | rows of a batch | gradients, once a microbatch | the model, its gradients and states fit on one GPU |
+| `ddp` | nothing: each has rows and a model of its own | rows of a batch | gradients, once a microbatch | the model, its gradients and states fit on one GPU |
 | `fsdp` | a copy of the weights | rows, weights, gradients, states (ZeRO-3) | weights twice and gradients, beside the compute | they do not fit |
 | `hsdp` | a copy on each node | the same within a node; replicas between | the same within a node, gradients between | the network is slow |
 | `tp` | rows and tokens | heads, d_ff, vocabulary; activations | the stream, 4 times a layer and pass, exposed | activations or one layer do not fit; within a node |
 | `fsdp_tp` | both | both | both | many GPUs: fewer sequences a step than GPUs |
 | `cp` | rows | tokens of a row | keys and values, exposed; `parallel.cp_comm=ring`: beside attention | long rows |
 | `ep` | rows of their own | the experts of a mixture | tokens to their experts and back, exposed | a mixture of experts |
-| `pp` | nothing | layers | the stream between stages, little | the network is slow, or there are hundreds of GPUs |
+| `pp` | nothing: each has layers of its own | layers | the stream between stages, little | the network is slow, or there are hundreds of GPUs |
 
 They compose: `parallel={dp: 2, shard: 8, cp: 1, tp: 8, ep: 1, pp: 4}` is 2 × 8 × 1 × 8 × 4 = 512 processes. `ep` is among dp, shard
 and cp. Stages lie furthest apart, then dp, shard and cp; the processes of tp are neighbours, so that they are on one node.
@@ -90,7 +90,7 @@ are the halves of a backward pass, for inputs and for weights; in a layer of pro
 - **`interleaved`** where they are few and the link between stages is fast: it waits 1/v of that, for v times the sends and up to
   half as many activations more. It takes as many microbatches as come out even in rounds of p.
 - **`zero_bubble`** where they are few and every stage has room for what the first one keeps, and for the gradients that weights
-  wait with (`train_peak` counts them; [46 % more](meshes.md) on the last of two stages). Its backward pass is in two halves, so it goes with neither `shard`, recomputation nor `cp_comm=ring`. `zero_bubble_v` waits least; it takes 2·p − 1 microbatches or more.
+  wait with (`train_peak` counts them; [46 % more](meshes.md) than the fullest stage of `1f1b` on the last of two). Its backward pass is in two halves, so it goes with neither `shard`, recomputation nor `cp_comm=ring`. `zero_bubble_v` waits least; it takes 2·p − 1 microbatches or more.
 
 `tests/training/test_pipeline.py` runs all four on processes whose layers sleep a known time: each waits within 10 % of these formulas.
 
