@@ -225,6 +225,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(checkpoint, t
     terminal.type("/reset\n")
     terminal.wait_for("(a new conversation)")
     terminal.wait_for("> ")
+    time.sleep(0.5)  # Python misses a signal between the prompt and its wait for a line
     terminal.type("\x03")
     terminal.wait_for("(/exit or Ctrl-D ends)")
     terminal.type("\x04")
