@@ -209,11 +209,12 @@ class Terminal:
 
 @pytest.mark.slow
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(checkpoint, tmp_path):
+    whole = expected(checkpoint, "user: hello<e>it: ", 480)
     terminal = Terminal(command(checkpoint, "--max-new-tokens", "480"), tmp_path)
     assert "/help lists the commands" in terminal.wait_for("> ")
     terminal.type("hello\n")
     terminal.wait_for("hello\n")
-    time.sleep(0.5)  # it is writing
+    terminal.wait_for(whole[1:4])  # it is writing
     terminal.type("\x03")
     terminal.wait_for("\n> ")
     terminal.type("/nonsense\n")
@@ -224,15 +225,14 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(checkpoint, t
     terminal.wait_for("(written: kept.json, 2 messages)")
     terminal.type("/reset\n")
     terminal.wait_for("(a new conversation)")
-    terminal.wait_for("> ")
-    time.sleep(0.5)  # Python misses a signal between the prompt and its wait for a line
-    terminal.type("\x03")
-    terminal.wait_for("(/exit or Ctrl-D ends)")
-    terminal.type("\x04")
+    for key, told in (("\x03", "(/exit or Ctrl-D ends)"), ("\x04", "\n")):
+        terminal.wait_for("> ")
+        time.sleep(0.5)  # Python misses a signal between the prompt and its wait for a line, and readline a key
+        terminal.type(key)
+        terminal.wait_for(told)
     assert terminal.end() == 0
     kept = json.loads((tmp_path / "kept.json").read_text())
     assert [message["role"] for message in kept] == ["user", "assistant"]
-    whole = expected(checkpoint, "user: hello<e>it: ", 480)
     assert len(kept[1]["content"]) < len(whole)
     assert whole.startswith(kept[1]["content"].rstrip("\ufffd"))
 
