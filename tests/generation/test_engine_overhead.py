@@ -34,12 +34,12 @@ class NullModel(nn.Module):
         self.seconds = 0.0
 
     def forward(self, ids, *, cache, logits_to_keep, counts=None):
-        cache.begin(counts)
+        cache.begin(counts, ids.shape[1])
         for kind in self.spec.blocks:
             cache.lay_out(kind, ids.shape[1])
         cache.end(ids.shape[1])
         start = time.perf_counter()
-        logits = self.weight.expand(len(ids), logits_to_keep, -1).clone()
+        logits = self.weight.expand(len(cache.rows), logits_to_keep, -1).clone()
         self.seconds += time.perf_counter() - start
         return Output(logits, logits)
 

@@ -1,5 +1,5 @@
 """Folders of tiny random models with tokenizers of each manner, as transformers saves them: BERT (WordPiece), RoBERTa
-(byte-level BPE), Llama (byte-level BPE and a chat template) and T5 (Unigram)."""
+(byte-level BPE), Llama (byte-level BPE and a chat template), GPT-2 and XLNet (byte-level BPE) and T5 (Unigram)."""
 
 from __future__ import annotations
 
@@ -54,6 +54,25 @@ def llama(path: Path, model: str = "LlamaForCausalLM") -> Path:
     ids = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
     config = transformers.LlamaConfig(vocab_size=300, num_key_value_heads=2, max_position_embeddings=64, **ids, **SIZES)
     return save(path, model, config)
+
+
+def gpt2(path: Path) -> Path:
+    backend = byte_level(["<|end|>"])
+    named = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|end|>")
+    transformers.GPT2TokenizerFast(tokenizer_object=backend, model_max_length=48, **named).save_pretrained(path)
+    backend.model.save(str(path))
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    return save(path, "GPT2LMHeadModel", transformers.GPT2Config(vocab_size=300, n_positions=64, **sizes))
+
+
+def xlnet(path: Path) -> Path:
+    backend = byte_level(["<pad>", "<s>", "</s>"])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=48, **named).save_pretrained(path)
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "pad_token_id": 0}
+    return save(
+        path, "XLNetLMHeadModel", transformers.XLNetConfig(vocab_size=300, bos_token_id=1, eos_token_id=2, **sizes)
+    )
 
 
 def t5(path: Path) -> Path:

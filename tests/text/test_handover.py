@@ -26,6 +26,8 @@ PIPELINES = {
     ),
     ("bert", "BertForTokenClassification"): "; the pipeline token-classification truncated to 32 tokens",
     ("bert", "BertModel"): "; the pipeline feature-extraction truncated to 32 tokens",
+    ("gpt2", None): "; the pipeline text-generation truncated to 48 tokens",
+    ("xlnet", None): "; the pipeline feature-extraction truncated to 48 tokens",
     ("roberta", None): "; the pipeline fill-mask truncated to 32 tokens",
     ("t5", None): "",
 }

@@ -1,13 +1,19 @@
 """Parts of training that need no run: schedules, clocks, the measured peak, the smoothed curve."""
 
 import time
+from typing import get_type_hints
 
 import pytest
 import torch
 
+from zoo.data.settings import parse_node
+from zoo.errors import ConfigError
 from zoo.report.history import smooth
+from zoo.spec.fields import find_axes
+from zoo.spec.spec import Spec
 from zoo.training import speed
 from zoo.training.schedule import Schedule
+from zoo.training.settings import Training
 
 SCHEDULES = {
     "constant": ({"warmup": 4}, {0: 1 / 4, 3: 1.0, 50: 1.0, 99: 1.0}),
@@ -89,3 +95,18 @@ def test_the_moving_average_does_not_lag_and_evens_out_noise():
     assert smooth(line)[-10:] == pytest.approx(line[-10:], abs=0.1)
     noisy = [value + (-1) ** step for step, value in enumerate(line)]
     assert max(abs(a - b) for a, b in zip(smooth(noisy)[10:], line[10:], strict=True)) < 0.3
+
+
+def list_numbers(axis: type[Spec]) -> list[tuple[type[Spec], str]]:
+    """List the fields of an axis's choices whose default is a number."""
+    fields = [(kind, field) for kind in axis.kinds.values() for field in kind.fields()]
+    return [(kind, each.name) for kind, each in fields if type(each.default) in (int, float)]
+
+
+def test_true_is_no_number_in_any_setting_of_a_run():
+    axes = {axis for hint in get_type_hints(Training).values() for axis in find_axes(hint)}
+    numbers = [each for axis in (Training, *axes) for each in list_numbers(axis)]
+    assert len(numbers) > 60
+    for kind, name in numbers:
+        with pytest.raises(ConfigError, match=rf"(?m)^{name}: "):
+            parse_node(kind, {"kind": kind.kind, name: True})

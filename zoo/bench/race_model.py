@@ -37,11 +37,12 @@ class RaceShape:
 
     @property
     def head_params(self) -> int:
+        """Parameters of the output head: of a tied one its bias alone."""
         return sum(row.part.params for row in self.table.parts if row.part.role == LOGITS)
 
     @property
     def matrix_params(self) -> int:
-        """N, the number of weights in matrix products for every token (without the input embedding)."""
+        """N, the number of weights and biases of matrix products for every token, without the input embedding."""
         return sum(row.part.params * row.stored for row in self.table.parts if isinstance(row.part, Linear))
 
     def count_params(self) -> int:

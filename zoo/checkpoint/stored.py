@@ -85,7 +85,7 @@ def find_nonfinite(tensor: Tensor) -> str | None:
     values = tensor if tensor.itemsize > 1 else tensor.float()  # aminmax does not know float8
     if torch.stack(values.aminmax()).isfinite().all():
         return None  # the extremes of a tensor with a NaN are NaN
-    return f"is not finite, found {int((~tensor.isfinite()).sum()):,} of its {tensor.numel():,} values"
+    return f"is not finite, found {int((~values.isfinite()).sum()):,} of its {tensor.numel():,} values"
 
 
 def refuse_nonfinite(name: str, tensor: Tensor) -> Tensor:

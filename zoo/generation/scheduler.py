@@ -304,16 +304,16 @@ class Scheduler:
 
     def end(self, beams: Beams) -> None:
         """Release all rows of a beam search."""
-        self.leave(*beams.running, *beams.spare)
-
-    def leave(self, *sequences: RunningSequence) -> None:
-        """Release the rows of sequences. Those that run do so no longer."""
-        for each in sequences:
+        for each in (*beams.running, *beams.spare):
             if each in self.running:
                 self.running.remove(each)
             if each.row is not None:
-                each.row.release()
-                each.row = None
+                _release_row(each)
+
+    def leave(self, sequence: RunningSequence) -> None:
+        """Release a running sequence's row."""
+        self.running.remove(sequence)
+        _release_row(sequence)
 
     def remove(self, sequences: Iterable[RunningSequence]) -> None:
         """Drop sequences, running or waiting, and release their rows."""
@@ -343,3 +343,9 @@ class Scheduler:
                 continue  # other beams may overwrite this row; or tokens were computed one by one
             self.prefixes.name(each.names, each.ids, each.salt)
             self.prefixes.keep(each.row, each.names, length, self._last_page(each))
+
+
+def _release_row(sequence: RunningSequence) -> None:
+    assert sequence.row is not None
+    sequence.row.release()
+    sequence.row = None

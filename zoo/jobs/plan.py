@@ -134,7 +134,7 @@ class LaunchPlan:
         from zoo.jobs.train import rejoin_run, start_run
 
         if not read_world().main:
-            return start_run(task_config(self.jobs[0]))  # without a folder of its own, and without Hydra
+            return start_run(task_config(self.jobs[0]), None)  # without a folder of its own, and without Hydra
         if (own := self._find_own()) is not None:
             if restarts.has_checkpoint(own):
                 try:

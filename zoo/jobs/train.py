@@ -55,8 +55,9 @@ from zoo.training.validation import choose_sampling_kernel, describe_silence, wr
 from zoo.untrusted.stated_paths import find_inside
 
 
-def start_run(cfg: DictConfig, folder: str | Path | None = None) -> dict[str, Any]:
-    """Train from a composed config in `folder`, which the main process states. Returns the data of result.json.
+def start_run(cfg: DictConfig, folder: str | Path | None) -> dict[str, Any]:
+    """Train from a composed config in `folder`, which the main process states and the others (None) are told. Returns
+    the data of result.json.
 
     Raises ConfigError with every fault found, before anything is written, and ZooError if the training fails.
     """

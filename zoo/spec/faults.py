@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -142,17 +141,29 @@ def _is_node(choice: type[Spec]) -> bool:
 
 def find_booleans_as_numbers(choice: type[Spec], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
     """Find true and false in fields of numbers, also in lists of them: pydantic would read them as 1 and 0."""
+    found = [(n.name, *each) for n in choice.fields() for each in _find_booleans(fields.get(n.name), (n.name,))]
+    hints = get_type_hints(choice) if found else {}
     return [
         _fault_at(at, "must be a number, found {value}", value=str(each))
-        for field in choice.fields()
-        if _takes_numbers(str(field.type))
-        for at, each in _find_booleans(fields.get(field.name), (field.name,))
+        for name, at, each in found
+        if _takes_numbers(hints[name])
     ]
 
 
-@functools.cache
-def _takes_numbers(annotation: str) -> bool:
-    return re.search(r"Int\b|\bint\b|Float\b|\bfloat\b", annotation) is not None and "bool" not in annotation
+def _takes_numbers(hint: Any) -> bool:
+    """Whether values of a type, or the values in a list of it, are numbers and never booleans."""
+    types = set(_list_types(hint))
+    return bool not in types and not types.isdisjoint((int, float))
+
+
+def _list_types(hint: Any) -> Iterator[Any]:
+    """Yield the plain types in a type hint, such as int and NoneType of `int | None`."""
+    if get_origin(hint) is Literal:
+        yield from map(type, get_args(hint))
+    elif parts := get_args(hint):
+        yield from (each for part in parts for each in _list_types(part))
+    else:
+        yield hint
 
 
 def _find_booleans(value: object, path: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], bool]]:

@@ -21,6 +21,9 @@ ROOM, SHORT = 64, 16
 MOST = 1024
 """Largest model_max_length, in tokens, that the pipeline's text is made to exceed."""
 
+ADDS_TOKENS = ("XLNetLMHeadModel", "XLMWithLMHeadModel", "FlaubertWithLMHeadModel")
+"""Classes whose text-generation pipeline gives the model more than the text: a passage before it, or tokens to fill."""
+
 
 def verify_draft(
     model: Any, own: Path, draft: Path, out: Path, compare: Callable[..., Agreement] = verify_folder
@@ -53,7 +56,7 @@ def choose_readings(folder: Path, out: Path, limit: int) -> tuple[list[Reading],
     readings += [make_texts(f"a text truncated to {few} tokens", tokenizer, [LONG * 2], few, side)]
     readings += read_template(folder, tokenizer, limit)
     architecture = read_config(out / CONFIG)["architectures"][0]
-    task = find_task(architecture)
+    task = "feature-extraction" if architecture in ADDS_TOKENS else find_task(architecture)
     if task not in (None, "text2text-generation"):  # for which transformers 5 has no pipeline
         readings += ask_pipeline(task, tokenizer, stated, limit, side)
     return readings, ""

@@ -60,7 +60,15 @@ def _present(*tensors: Any) -> list[Any]:
 
 
 def attend_torch(
-    q: Core, k: Core, v: Core, attn_mask: Core | None = None, *, is_causal: bool = False, **others: object
+    q: Core,
+    k: Core,
+    v: Core,
+    attn_mask: Core | None = None,
+    *,
+    is_causal: bool = False,
+    scale: object = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
 ) -> Any:
     """Apply torch's SDPA to q [B, H, T, C], k [B, K, S, C], v [B, K, S, Cv]: [B, H, T, Cv], laid out as [B, T, H, Cv].
 

@@ -222,8 +222,8 @@ class Conversations:
         return self.source.list_documents(self.render)
 
     def render(self, record: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, ...] | None:
-        """Return the texts of a record; None if its answers are empty, or if it has a fault, which is added to
-        `faults`. Raises ConfigError if the template cannot render any record."""
+        """Return the texts of a record, and count it; None if its answers are empty, or if it has a fault, which is
+        added to `faults`. Raises ConfigError if the template cannot render any record."""
         columns = self.source.columns
         self.counts["records"] += 1
         if not has_fields(record, columns, self.keys, where, faults):
