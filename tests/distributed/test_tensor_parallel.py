@@ -103,6 +103,7 @@ def test_ranks_give_what_the_whole_model_gives_for_every_kind_of_the_grammar(pro
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*its text towers alone")
 @pytest.mark.parametrize("processes", [2, 4])
 def test_ranks_give_what_the_whole_model_gives_for_every_family(processes, tmp_path):
     models = {}
