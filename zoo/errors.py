@@ -1,8 +1,9 @@
 """Define the exceptions. Exit code 2 means that the user's input is wrong, exit code 1 that the work itself failed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 
 class ZooError(Exception):
@@ -39,6 +40,16 @@ class ConfigError(ZooError):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = list(faults)
+
+
+def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") -> Any:
+    """Return the result of `read`, or None after adding its faults to the list. Faults get the prefix `key`: `norm.eps`
+    becomes `model.norm.eps`; a fault that names the key already (`model: …`) stays."""
+    try:
+        return read()
+    except ConfigError as error:
+        faults += [f"{key}.{fault}" if key and not fault.startswith(f"{key}:") else fault for fault in error.faults]
+        return None
 
 
 def refuse(faults: Iterable[str]) -> None:

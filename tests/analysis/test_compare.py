@@ -158,7 +158,7 @@ def test_a_sweep_that_lists_nothing_is_refused(override: str, fault: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_point_of_a_grid_takes_a_tenth_of_the_work_that_it_is_alone() -> None:
+def test_a_point_of_a_grid_takes_an_eighth_of_the_work_that_it_is_alone() -> None:
     grid = ["attention=mha,gqa,mqa", "n_heads=8,16,32", "n_layers=range(4,32,4)", "d_ff=range(1024,17408,1024)"]
     specs: list[Any] = []
     work = calls_of(lambda: specs.extend(point.spec for point in points("llama3-8b", grid)))
@@ -166,7 +166,7 @@ def test_a_point_of_a_grid_takes_a_tenth_of_the_work_that_it_is_alone() -> None:
     assert len({count_parameters(spec)["total"] for spec in specs}) > 500
     load("llama3-8b", ["attention=mqa"])  # what is read once for a process is read by now
     alone = calls_of(lambda: load("llama3-8b", ["attention=gqa", "n_heads=16", "n_layers=8", "d_ff=4096"]))
-    assert work / len(specs) < alone / 10
+    assert work / len(specs) < alone / 8
 
 
 def test_columns_are_found_by_short_names_and_by_paths() -> None:

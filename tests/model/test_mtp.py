@@ -186,6 +186,8 @@ def test_meshes_that_cut_rows_heads_or_layers_are_refused():
     schedule = PipelineSchedule("1f1b", 2, 1)
     for found in (context_faults(spec, 2), [*tensor_faults(spec, 2)], layer_faults(spec, schedule)):
         assert len(found) == 1 and "mtp" in found[0]
+    with pytest.raises(ConfigError, match="mtp's modules are not divided"):
+        price(spec, Setup(tp=2))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_largest_finite_weights_are_saved():
 FAILURES = {
     "evaluate": (validation, "evaluation", torch.OutOfMemoryError("CUDA out of memory")),
     "write_sample": (validation, "sample", ConfigError("kernel: cannot decode")),
-    "draw_picture": (train, "picture", OSError(28, "No space left on device")),
+    "picture": (train.DRAWINGS, "picture", OSError(28, "No space left on device")),
 }
 
 
@@ -78,7 +78,9 @@ def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoin
 ):
     where, what, error = FAILURES[work]
     whole = start_run(config(), tmp_path / "whole")
-    real = getattr(where, work)
+    patch, real = (
+        (monkeypatch.setitem, where[work]) if isinstance(where, dict) else (monkeypatch.setattr, getattr(where, work))
+    )
 
     def fail_at_step_3(run):
         if run.step == 3:
@@ -86,7 +88,7 @@ def test_a_failing_evaluation_sample_or_picture_is_a_warning_after_the_checkpoin
             raise error
         real(run)
 
-    monkeypatch.setattr(where, work, fail_at_step_3)
+    patch(where, work, fail_at_step_3)
     result = start_run(config(), tmp_path / "run")
     said = getattr(error, "strerror", None) or str(error)
     assert f"step 3: no {what}, found {said}" in " ".join(capsys.readouterr().err.split())

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from zoo.costs.layer_cut import count_layers
 from zoo.costs.rows import Priced, list_blocks, tabulate, trains_more
 from zoo.distributed.pipeline_schedule import PipelineSchedule
-from zoo.errors import ConfigError, refuse
+from zoo.errors import ConfigError, collect_faults, refuse
 from zoo.model.channels import Channel
 from zoo.model.moe import MoE
 from zoo.model.tower import Topology, Tower
@@ -24,9 +25,11 @@ from zoo.spec.sharding import divisors
 
 
 def shard_tower(tower: Tower, tp: int) -> Tower:
-    """Give a rank's part of a tower under tensor parallelism. Raises ConfigError if a component cannot be divided."""
+    """Give a rank's part of a tower under tensor parallelism. Raises ConfigError with a line for each part that does
+    not divide."""
     if tp == 1:
         return tower
+    refuse(dict.fromkeys(tensor_faults(tower, tp)))
     blocks = {name: block.shard(tp) for name, block in tower.blocks.items()}
     return replace(tower, blocks=blocks, embedding=tower.embedding.shard(tp), head=tower.head.shard(tp))
 
@@ -52,9 +55,9 @@ def shard_model(spec: Topology, tp: int) -> Any:
     divide."""
     if tp == 1:
         return spec
-    towers = spec.towers()
-    refuse(dict.fromkeys(fault for tower in towers.values() for fault in tensor_faults(tower, tp)))
-    shared = {name: shard_tower(tower, tp) for name, tower in towers.items()}
+    faults: list[str] = []
+    shared = {name: collect_faults(faults, partial(shard_tower, each, tp)) for name, each in spec.towers().items()}
+    refuse(dict.fromkeys(faults))
     return shared[""] if "" in shared else replace(spec, **shared)
 
 

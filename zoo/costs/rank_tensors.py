@@ -13,17 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 from zoo.costs.again import keeps_input
 from zoo.costs.layer_cut import BEFORE, BEHIND, cut_layers
-from zoo.costs.rank_model import expert_faults, layer_faults, shard_tower, tensor_faults
+from zoo.costs.rank_model import expert_faults, layer_faults, shard_tower
 from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, tabulate_towers
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount
 from zoo.distributed.pipeline_schedule import PipelineSchedule
-from zoo.errors import ConfigError, refuse
+from zoo.errors import collect_faults, refuse
 from zoo.model.attention.base import Attention
 from zoo.model.tower import Tower
 from zoo.spec import Buffer, Conv, Experts, Linear, Reused, Tied, components, is_hidden_matrix, owner_of
@@ -96,12 +97,8 @@ class Stage(PricedPart):
 def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
     the set-up's ranks do not divide, each component without `shard`, and layers that cannot be cut into the stages."""
-    towers, shared, found = spec.towers(), {}, []
-    for name, tower in towers.items():
-        try:
-            shared[name] = shard_tower(tower, setup.tp)
-        except ConfigError as error:
-            found += list(tensor_faults(tower, setup.tp)) or error.faults
+    found: list[str] = []
+    shared = {name: collect_faults(found, partial(shard_tower, each, setup.tp)) for name, each in spec.towers().items()}
     found += expert_faults(spec, setup.ep)
     found += layer_faults(spec, setup.pipeline)
     refuse(dict.fromkeys(found))

@@ -21,6 +21,7 @@ from zoo.grammar.places import look_up
 from zoo.jobs.forecast import Forecaster, price_elementwise, price_run
 from zoo.jobs.plan import LaunchPlan
 from zoo.jobs.sweep import SweepPoint, find_key, group_by_arm
+from zoo.report.arms import find_unmatched
 from zoo.training.planning import TrainingPlan
 
 TOLERANCE = 0.01
@@ -75,9 +76,7 @@ class Match:
 
     def ratios(self, arm: MatchedArm) -> dict[str, float]:
         """Divide an arm's costs by the baseline's, for the currencies in which they differ by more than 1 %."""
-        base = self.arms[0].figures
-        found = {name: value / base[name] for name, value in arm.figures.items() if base.get(name)}
-        return {name: ratio for name, ratio in found.items() if abs(ratio - 1) > TOLERANCE}
+        return find_unmatched(arm.figures, self.arms[0].figures, arm.figures)
 
     @property
     def unmatched(self) -> list[str]:

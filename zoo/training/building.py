@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.data import Batches, PreparedData, prepare
 from zoo.data.read_ahead import ReadAhead
 from zoo.distributed.world import ALONE, World
-from zoo.errors import ConfigError, refuse
+from zoo.errors import ConfigError, collect_faults, refuse
 from zoo.generation.prompt_towers import check_length
 from zoo.lazy import torch
 from zoo.model.init import mix_seed
@@ -30,7 +30,7 @@ from zoo.training.layout import ProcessGroups
 from zoo.training.log import RunLog, Unwritten
 from zoo.training.memory_fit import check_memory, take_share
 from zoo.training.objective import Context, RecordObjective
-from zoo.training.planning import TrainingPlan, collect_faults, describe_vocabulary_fault
+from zoo.training.planning import TrainingPlan, describe_vocabulary_fault
 from zoo.training.precision import MASTER, ComputingCopies, lower_weights
 from zoo.training.restarts import is_launched
 from zoo.training.run import Progress, Run, Saves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,7 @@ from zoo import grammar, runs
 from zoo.costs.again import mark_layers
 from zoo.data import BPE_SIZE, DataSettings, make_paths_absolute
 from zoo.data.settings import SPLIT_TEMPLATE, RecordSettings, parse_node
-from zoo.errors import CheckpointError, ConfigError, did_you_mean, name_options, refuse
+from zoo.errors import CheckpointError, ConfigError, collect_faults, did_you_mean, name_options, refuse
 from zoo.grammar.interpolation import MissingName
 from zoo.grammar.saved import read_config
 from zoo.kernels import KERNELS
@@ -113,16 +113,6 @@ def plan_training(cfg: DictConfig, touched: Iterable[str] = ()) -> TrainingPlan:
     title = title or f"{spec.kind}, {spec.n_layers} layers of width {spec.d_model}"
     spec = settings.objective.adapt(settings.parametrisation.adapt(spec))
     return TrainingPlan(title, settings, data, spec, config)
-
-
-def collect_faults(faults: list[str], read: Callable[[], Any], key: str = "") -> Any:
-    """Return the result of `read`, or None after adding its faults to the list. Faults get the prefix `key`: `norm.eps`
-    becomes `model.norm.eps`; a fault that names the key already (`model: …`) stays."""
-    try:
-        return read()
-    except ConfigError as error:
-        faults += [f"{key}.{fault}" if key and not fault.startswith(f"{key}:") else fault for fault in error.faults]
-        return None
 
 
 def resolve_config(cfg: DictConfig) -> dict[str, Any]:
