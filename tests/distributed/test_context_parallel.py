@@ -61,7 +61,8 @@ def compare(processes, folder, cases, timeout=300):
 def check(found, near=1e-6):
     for rank in found:
         for name, each in rank.items():
-            assert each["loss"] < near and each["gradient"] < near, (name, each)
+            angles = each["at"] == "position.alpha"  # which are float32 in any dtype, as is their sum over tokens
+            assert each["loss"] < near and each["gradient"] < (10 * near if angles else near), (name, each)
 
 
 def make_case(name, processes, seed, **changes):
