@@ -223,12 +223,14 @@ def _capabilities() -> Iterator[str]:
 
 def _picks() -> Iterator[str]:
     plain, masked = (AttentionQuery("bfloat16", 128, 128, padding=padding) for padding in (False, True))
+    paged = AttentionQuery("bfloat16", 128, 128, page=256)
     machines, asks = len(kernel_asks.MACHINES), len(kernel_asks.GRID)
     yield "\n## Which kernel is chosen\n"
     yield "`auto` takes the first that does not refuse:\n"
     for what, ask, machine in (
         ("on CUDA", plain, H100),
         ("on CUDA where a mask would be read", masked, H100),
+        ("on CUDA where keys lie in pages (decoding)", paged, H100),
         ("on a CPU", plain, Machine("cpu", None, EVERYTHING)),
     ):
         yield f"- {what}: {', '.join(_able(order(ask, machine), machine))}"
