@@ -15,7 +15,7 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from zoo.distributed.world import TIMEOUT, World
+from zoo.distributed.world import TIMEOUT, World, leave_group
 from zoo.errors import ConfigError, LostProcess
 from zoo.lazy import torch
 
@@ -52,7 +52,7 @@ def join_processes(world: World, device: str) -> None:
         own["store"] = torch.distributed.PrefixStore(prefix, store)  # type: ignore[reportPrivateImportUsage]
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=TIMEOUT, **own)
-    atexit.register(torch.distributed.destroy_process_group)
+    atexit.register(leave_group)
 
 
 def agree_on_prefix(store: Store, rank: int, size: int, timeout: timedelta) -> str:

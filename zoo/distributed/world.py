@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ minutes where both gloo and NCCL are there)."""
 
 HOST_TIMEOUT = timedelta(hours=12)
 """Timeout of collectives of plain values: a process may tokenise, write a checkpoint or draw while the others wait."""
+
+LINGER = 0.1
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,14 @@ def read_world() -> World:
     return World(rank, size, local)
 
 
+def leave_group() -> None:
+    """Leave torch.distributed at the end of a process that has done its work. A thread of gloo may still hold the
+    tensors of the last collective; letting go of them while Python ends aborts the process (pytorch/pytorch#179291), as
+    one did on a crowded machine. So it gets LINGER seconds."""
+    torch.distributed.destroy_process_group()
+    time.sleep(LINGER)
+
+
 @contextmanager
 def leaves_at_once_after_errors() -> Iterator[None]:
     """After an error, let this process end without waiting for the others. Otherwise the end of torch.distributed would
@@ -136,5 +147,5 @@ def leaves_at_once_after_errors() -> Iterator[None]:
     try:
         yield
     except Exception:
-        atexit.unregister(torch.distributed.destroy_process_group)
+        atexit.unregister(leave_group)
         raise
