@@ -212,6 +212,8 @@ def hub_style(config):
     old, stated = dict(config), config.get("rope_parameters")
     if not isinstance(stated, dict) or any(isinstance(value, dict) for value in stated.values()):
         return config
+    if config["model_type"] == "gpt_oss" and stated["rope_type"] == "default":
+        return config  # where nothing is stated its rotation is scaled, in transformers too
     scaling = {name: value for name, value in stated.items() if name not in ("rope_theta", "partial_rotary_factor")}
     del old["rope_parameters"]
     own = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
