@@ -106,9 +106,9 @@ def test_a_ladder_is_climbed_and_its_largest_size_predicted_before_it_is_trained
 
     folder, train, seen = tmp_path / "ladder", module._train, []
 
-    def watch(model, rung, where, say):
-        seen.append((rung.name, (where / "prediction.json").is_file()))
-        return train(model, rung, where, say)
+    def watch(model, rung, *, folder, say):
+        seen.append((rung.name, (folder / "prediction.json").is_file()))
+        return train(model, rung, folder=folder, say=say)
 
     monkeypatch.setattr(module, "_train", watch)
     ladder = plan_ladder(replace(asked, seeds=2))
@@ -185,7 +185,8 @@ def test_a_plan_says_what_a_ladder_costs_and_trains_nothing(asked, tmp_path, cap
     options = [*SHELL, "--tokens-per-param", "0.6", "--out", "ladder"]
     assert run(["ladder", asked.model, *asked.overrides, *options, "--plan", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["rungs"][0]["flops"] == plan_ladder(replace(asked, tokens_per_param=0.6)).rungs[0].flops
+    same = replace(asked, tokens_per_param=0.6, least_updates=LadderRequest.least_updates)
+    assert plan["rungs"][0]["flops"] == plan_ladder(same).rungs[0].flops
     assert all(each["timed"] and each["seconds"] > 0 and each["evaluating"] > 0 for each in plan["rungs"])
     assert not (tmp_path / "ladder").exists()
     planned = plan_run(asked.model, plan["rungs"][0]["overrides"])
