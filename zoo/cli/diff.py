@@ -20,7 +20,7 @@ def run(
     first: Target,
     second: Target = "",
     overrides: Overrides = None,
-    everything: bool = flag("Show equal figures too.", "--all"),
+    everything: bool = flag("Also show values that do not differ.", "--all"),
     plot: Plot = None,
     *,
     output: OutputOptions,

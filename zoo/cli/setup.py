@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import Field
@@ -15,25 +16,25 @@ from zoo.untrusted.printable import quote
 
 HELP = {
     "context": "Sequence length in tokens. [default: the model's max_seq_len]",
-    "batch": "Sequences per data-parallel rank and forward pass; in training, the micro-batch size.",
+    "batch": "Sequences per data-parallel rank and forward pass; in training, the microbatch size.",
     "document": "Document length in tokens, if training packs several documents into a sequence.",
     "dtype": "Dtype of the weights, and of the cache unless --cache-dtype is given.",
     "cache_dtype": "Dtype of the KV cache. [default: the dtype of the weights]",
     "convention": "How FLOPs are counted: exact (visible pairs only), palm (6N and all T² pairs), megatron "
-    "(half of them if causal), kaplan (6N, no attention), hfu (exact plus recomputation).",
+    "(half the pairs if causal), kaplan (6N, no attention), hfu (exact plus recomputation).",
     "engine": "Engine whose KV-cache allocation is counted: ideal (keys and values that attention can still see), zoo "
     "(its pages), hf (transformers' DynamicCache), paged (as vLLM).",
-    "page": "With --engine zoo: page size in tokens of the KV cache on a GPU, 16 or 256 (`zoo generate` prints it). "
-    "[default: 16, as on a CPU]",
-    "optimizer": "The optimizer, by its name in conf/optim. It decides the size of its states, and the cost of a step.",
+    "page": "With --engine zoo: count a GPU's KV cache, in pages of 16 or 256 tokens (`zoo generate` prints the size). "
+    "[default: a CPU's, in pages of 16]",
+    "optimizer": "Optimizer (name in conf/optim). Sets optimizer-state size and step cost.",
     "decay": "Weight decay: uniform, cautious or hyperball. The last two copy weights in each step.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",
-    "precision": "Training precision: a value of `zoo train precision=` (its default on a GPU is bf16), or mixed "
-    "(16-bit weights, master copy in fp32), which it lacks. It decides the copies of each parameter.",
+    "precision": "Training precision, as in `zoo train precision=` (bf16 by default on a GPU), or mixed (16-bit "
+    "weights, fp32 master copy), which zoo train lacks. Sets the copies kept per parameter.",
     "recompute": "Activation checkpointing: which activations are recomputed; every_2: every second layer's.",
     "accumulate": "Gradient accumulation: number of passes of `batch` sequences per update.",
-    "offload": "State offloaded to host memory between updates: none, or states (the optimizer's).",
-    "chunked_loss": "Compute the loss in chunks, as `zoo train` does, so that never all logits exist at once.",
+    "offload": "Offloaded to host memory between updates: none, or states (optimizer states).",
+    "chunked_loss": "Compute the loss in chunks, as `zoo train` does: the full logits are never in memory at once.",
     "dp": "Data-parallel ranks.",
     "tp": "Tensor-parallel ranks.",
     "pp": "Pipeline stages.",
@@ -43,10 +44,10 @@ HELP = {
     "cp": "Context-parallel ranks.",
     "cp_comm": "KV exchange of context parallelism: all-gather before attention, or ring during it.",
     "zero": "ZeRO stage over the data-parallel ranks; 3 is FSDP.",
-    "replicas": "Groups of ranks (HSDP): each shards all weights among its ranks; gradients are summed over groups.",
-    "gpu": "A GPU, by its file name in conf/hardware: h100, l4. For what fits, and for the times of the roofline.",
+    "replicas": "HSDP replica groups: weights are sharded within each, gradients all-reduced across them.",
+    "gpu": "GPU (file name in conf/hardware: h100, l4), for the fit check and roofline times.",
     "train_tokens": "Training tokens, for the time to train on --gpu: 1e12, 300B, 15T.",
-    "mfu": "Assumed MFU in training: the fraction of the GPU's peak that it reaches.",
+    "mfu": "Assumed MFU in training: achieved fraction of the GPU's peak FLOP/s.",
 }
 """The help of each option."""
 
@@ -89,6 +90,19 @@ def describe_field(field: Field[Any], hint: Any) -> Any:
 
 SetupOptions = Annotated[Setup, describe_field]
 """The type of a verb's parameter for a Setup: read_options makes an option for each field."""
+
+
+def hide_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Leave options out of the help of a verb that read_options has wrapped, because it refuses them: it solves for
+    their values."""
+
+    def hide(verb: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = inspect.signature(verb).parameters
+        for name in names:
+            parameters[name].annotation.__metadata__[0].hidden = True
+        return verb
+
+    return hide
 
 
 def _beginning(words: tuple[str, ...]) -> Callable[[str], list[str]]:

@@ -31,10 +31,10 @@ class Shown(StrEnum):
     md = "md"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON with every figure, unrounded.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON with every value, unrounded.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
 Markdown = Annotated[bool, typer.Option("--md", help="Print a Markdown table.")]
-Plot = Annotated[Path | None, typer.Option(help="Plot the figures to a .png or .svg file.")]
+Plot = Annotated[Path | None, typer.Option(help="Plot the costs to a .png or .svg file.")]
 
 
 @options()

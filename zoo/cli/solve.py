@@ -11,7 +11,7 @@ from zoo.cli.app import SETTINGS
 from zoo.cli.common import Overrides, Target, compose_target
 from zoo.cli.completing import complete_target
 from zoo.cli.options import argument, flag, option, options, read_options
-from zoo.cli.setup import SetupOptions, check_amount, read_amount
+from zoo.cli.setup import SetupOptions, check_amount, hide_options, read_amount
 from zoo.cli.showing import Json, is_override, load_specs
 from zoo.costs.again import RECOMPUTE
 from zoo.costs.cluster import NETWORK, Cluster
@@ -32,6 +32,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 BYTES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2.0**10, "MI": 2.0**20, "GI": 2.0**30, "TI": 2.0**40}
 SHAPED = "llama"
 """The default model of `zoo solve shape`."""
+
+MESHED = ("dp", "tp", "pp", "ep", "cp", "zero", "replicas", "batch", "accumulate")
+"""The fields of a Setup that `zoo solve mesh` solves for."""
 
 SIZES, RATES = "24GB, 22.5GiB or 24e9", "400Gb or 50GB"
 
@@ -113,13 +116,14 @@ class Within(Usable):
 
 @app.callback()
 def solve() -> None:
-    """Find what fits, by a search over exact prices. Nothing is built."""
+    """Find what fits, by a search over exact costs. Nothing is built."""
 
 
 def _most(name: str, short: str, text: str) -> None:
     """Add the command that finds the largest batch or context."""
 
     @app.command(name, short_help=short, help=text)
+    @hide_options(name)
     @read_options
     def solved(
         target: Target,
@@ -160,7 +164,7 @@ _most(
 )
 
 
-@app.command(short_help="Find how many of each GPU hold the model.")
+@app.command(short_help="Find how many GPUs of each type hold the model.")
 @read_options
 def gpu(
     target: Target,
@@ -172,7 +176,7 @@ def gpu(
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find how many of each GPU hold the model: tensor-parallel ranks for generation, ZeRO ranks for training.
+    """Find how many GPUs of each type hold the model: tensor-parallel ranks for generation, ZeRO ranks for training.
 
     With --gpu, only that GPU is considered.
     """
@@ -215,7 +219,7 @@ class Most:
     params: float | None = option("Parameters: 1.5B.", **NUMBER_OPTION)
     active_params: float | None = option("Active parameters per token.", **NUMBER_OPTION)
     flops_per_token: float | None = option("Forward FLOPs per token, mean over the context.", **NUMBER_OPTION)
-    kv_bytes_per_token: float | None = option("KV cache per token: 64KB. Met by fewer key heads.", **BYTES_OPTION)
+    kv_bytes_per_token: float | None = option("KV cache per token: 64KB. Reached by reducing KV heads.", **BYTES_OPTION)
     memory: float | None = option("Peak memory of generation, or of training with --train: 24GB.", **BYTES_OPTION)
 
 
@@ -236,7 +240,7 @@ def shape(
     as_json: Json = False,
     setup: SetupOptions,
 ) -> None:
-    """Find the width, depth, feed-forward size and heads of models that meet a budget by exact prices, or fit --gpu.
+    """Find the width, depth, feed-forward size and heads of models whose exact costs meet a budget, or that fit --gpu.
 
     An override fixes a dimension (d_model=2048) or changes the model (head.tied=true).
     """
@@ -266,11 +270,13 @@ class Searched:
     """Options for the meshes to search."""
 
     count: int = option("Number of GPUs, of the type that --gpu names.", default=..., min=1)
-    global_batch: int | None = option("Sequences per step, in place of --batch-tokens.", min=1)
-    batch_tokens: float | None = option("Tokens per step, rounded: 4M. [default: 4194304]", **NUMBER_OPTION)
-    node: int = option("GPUs per node, connected by the GPU's own link.", default=8, min=1)
+    global_batch: int | None = option("Sequences per step; replaces --batch-tokens.", min=1)
+    batch_tokens: float | None = option(
+        "Tokens per step, rounded to a number of sequences that meshes divide: 4M. [default: 4194304]", **NUMBER_OPTION
+    )
+    node: int = option("GPUs per node, linked by NVLink or the like.", default=8, min=1)
     network: float | None = option(
-        "Network bandwidth per GPU to other nodes. [default: 400Gb]", parser=read_bandwidth, metavar="RATE"
+        "Network bandwidth per GPU to other nodes. [default: 400Gb/s]", parser=read_bandwidth, metavar="RATE"
     )
     fp8: bool = flag("Compute linear layers in float8.")
 
@@ -298,6 +304,7 @@ class Searched:
 
 
 @app.command(short_help="Find the mesh of GPUs that trains a model fastest.")
+@hide_options(*MESHED)
 @read_options
 def mesh(
     ctx: typer.Context,
@@ -315,7 +322,7 @@ def mesh(
     and kind of recomputation (unless --recompute names one)."""
     from zoo.analysis.solve import find_meshes
 
-    refuse_solved(setup, "dp", "tp", "pp", "ep", "cp", "zero", "replicas", "batch", "accumulate")
+    refuse_solved(setup, *MESHED)
     if model is not None:
         target, overrides = model, [*([target] if target else []), *(overrides or [])]
     if target is None:

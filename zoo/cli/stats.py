@@ -21,8 +21,8 @@ class TrainedOptions:
     """Options for the weights that a run trains and the adapters that it adds, as in a training config."""
 
     lora: str | None = option("Low-rank adapters, as `zoo train lora=…`: '{rank: 8, on: [attention]}'.")
-    freeze: list[str] | None = option("Pattern of names of weights that do not train. May be given several times.")
-    train: list[str] | None = option("Pattern of names of weights that train. May be given several times.")
+    freeze: list[str] | None = option("Name pattern of weights to freeze. May be given several times.")
+    train: list[str] | None = option("Name pattern of weights to train. May be given several times.")
 
     def tune(self, setup: Setup) -> Setup:
         """Return a set-up in which only the weights that these options name train. Raises ConfigError for a faulty
@@ -47,12 +47,13 @@ def run(
     overrides: Overrides = None,
     multirun: bool = flag("Print one row for each combination of key=a,b,c.", "--multirun", "-m"),
     columns: str | None = option(
-        "Columns of a sweep's table: params,active,flops,kv or dotted paths of --json. [default: those, cache, weights]"
+        "Columns of a sweep's table: params,flops,kv or dotted paths of --json. [default: params, active, train/token, "
+        "KV/token, cache, weights]"
     ),
     plot: Plot = None,
-    explain: bool = flag("Show the formula and the source of each figure."),
-    verify: bool = flag("Compare the figures with the built model."),
-    kernels: bool = flag("Show which attention kernels can run on --gpu (else a CPU), and why others cannot."),
+    explain: bool = flag("Show the formula and the source of each cost."),
+    verify: bool = flag("Compare the computed costs with the built model."),
+    kernels: bool = flag("Show which attention kernels can run on --gpu (or on a CPU), and why others cannot."),
     cfg: ConfigPart | None = option("Print the YAML instead: composed (job), or as a person would write it (plain)."),
     resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
     *,

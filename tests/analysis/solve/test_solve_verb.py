@@ -88,6 +88,19 @@ def test_what_does_not_fit_ends_with_1_and_says_how_much_is_short(capsys: pytest
 
 
 @pytest.mark.parametrize(
+    ("question", "solved", "fixed"),
+    [
+        ("batch", ["--batch"], "--context"),
+        ("context", ["--context"], "--batch"),
+        ("mesh", ["--tp", "--dp"], "--chunks"),
+    ],
+)
+def test_the_help_leaves_out_the_options_that_are_solved_for(question, solved, fixed, capsys) -> None:
+    options = {words[0] for line in answered(capsys, question, "--help").splitlines() if (words := line.split())}
+    assert options.isdisjoint(solved) and fixed in options
+
+
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         (("batch", "llama3-8b", "--gpu", "h10"), "did you mean 'h100'?"),
