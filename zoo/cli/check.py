@@ -26,8 +26,9 @@ def run(
 ) -> None:
     """Compare the names and shapes in a checkpoint's headers with those of its architecture. No weight is read.
 
-    With --coordinates, train a model at several widths for a few updates, and measure how the change of its components'
-    outputs grows with width. A slope near 0 means that the best learning rate transfers; otherwise the command fails.
+    With --coordinates, train a model at several widths for a few updates, and measure how the changes of its
+    components' outputs scale with width. A slope near 0 means that the best learning rate transfers; otherwise the
+    command fails.
 
     \b
     Examples:

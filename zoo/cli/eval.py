@@ -36,12 +36,12 @@ class Scored:
     """Options for scoring texts."""
 
     file: list[Path] | None = option(
-        "A text to score by next-token prediction; - reads standard input. May be given several times."
+        "A text file to score by next-token prediction; - reads standard input. May be given several times."
     )
     context: int | None = option("Context length in tokens. [default: the model's or the run's]")
     stride: int | None = option("New tokens scored per window. [default: half the context]")
     weights: WeightStorage | None = option(
-        "Also evaluate with linear weights in this format, on a CPU; with --tasks, only in this format."
+        "Also evaluate with linear layers' weights in this format, on a CPU; with --tasks, only in this format."
     )
     fp8: Fp8 | None = option("Also evaluate in float8 (CUDA; weight_only: any device); with --tasks, only in float8.")
     kernel: Kernel = None
@@ -79,13 +79,13 @@ def run(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model: loss, perplexity and bits per byte of a text, of any data, or of a run's validation split.
+    """Evaluate a model: loss, perplexity and bits per byte on a text file, a dataset, or a run's validation split.
 
     A decoder scores each token once, in overlapping windows: with a stride of half the context, each token has at least
     half a window of context. Other models score the targets of their training objective, which overrides may change.
     With --weights or --fp8 a second row has the loss at that precision.
 
-    --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate vectors of texts.
+    --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate text embeddings.
     """
     import zoo
     from zoo.cli import eval_options

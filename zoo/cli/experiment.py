@@ -26,41 +26,42 @@ def run(
     words: list[str] | None = argument(
         "A file (YAML) or the name of a recipe; then overrides of all arms.", metavar="[FILE] [OVERRIDES]..."
     ),
-    plan: bool = flag("Show the runs, their costs, and what the design can detect. [default]"),
-    run: bool = flag("Train the missing runs, and give the verdicts."),
-    show: bool = flag("Give the verdicts on the existing runs.", "--report"),
+    plan: bool = flag("Show the runs, their costs, and the minimum detectable difference. [default]"),
+    run: bool = flag("Train the missing runs, and report the verdicts."),
+    show: bool = flag("Report the verdicts on the existing runs.", "--report"),
     arm: list[str] | None = option(
         "An arm and its overrides; the first is the baseline. May be given several times.", metavar="NAME=OVERRIDES"
     ),
     match: str | None = option(
         "Make a cost equal in all arms: params, active, non_embedding, flops, kv, data, time.", metavar="BUDGET"
     ),
-    match_by: str | None = option(
-        "With --match: the key that is changed for it. [default: as in zoo train]", metavar="KEY"
-    ),
-    tune: bool = flag("Tune the learning rate of each arm first, on a separate seed and separate rows."),
+    match_by: str | None = option("With --match: the key that is adjusted. [default: as in zoo train]", metavar="KEY"),
+    tune: bool = flag("Tune the learning rate of each arm first, on a separate seed and separate data."),
     seeds: str | None = option(
-        "Seeds per arm; several numbers are sequential looks: 3,6,10. [default: 3]", metavar="N[,N...]"
+        "Seeds per arm; several numbers for interim analyses (looks): 3,6,10. [default: 3]",
+        metavar="N[,N...]",
     ),
     margin: float | None = option(
         "Equivalence margin: the largest difference that does not matter. [default: none: no arm is called equivalent]"
     ),
     metric: str | None = option("The metric to compare. [default: val_loss]"),
     sigma: float | None = option(
-        "With --plan: standard deviation of the difference between two arms' losses of one seed. [default: the file's, "
-        "or that of kept verdicts on models of about the size]"
+        "With --plan: standard deviation of the paired (same-seed) difference between two arms. [default: the file's, "
+        "else estimated from stored results of similar-sized models]"
     ),
     out: Path | None = option("The folder of the runs. [default: sweeps/experiments/NAME]", metavar="FOLDER"),
     measure: bool = option("With --plan: time 3 steps per arm.", default=True),
     as_json: Json = False,
 ) -> None:
-    """Compare architectures: named arms, matched in a cost, tuned alike, each with the same seeds.
+    """Compare architectures: named arms, matched on one cost, equally tuned, with the same seeds.
 
     Arms, seeds and expectations are registered before the first run; later changes are listed with the verdict. A
     verdict is better, worse, equivalent within the margin, or inconclusive. An expectation that is not met is a result
     too: the exit code is 0.
 
-    zoo experiment --arm "plain=" --arm "qk_norm=model.attention.qk_norm=rmsnorm" model=llama-tiny --tune --run
+    \b
+    Example:
+      zoo experiment model=llama-tiny --arm plain= --arm mqa=attention=mqa --run
     """
     if sum((plan, run, show)) > 1:
         raise ConfigError("experiment: --plan, --run and --report exclude each other (one of them)")

@@ -22,7 +22,7 @@ def run(
 ) -> None:
     """Look into a trained model: attention maps, heads, activations, routing and gradient noise.
 
-    Measures the mean attention map of each softmax attention over the rows, and the entropy (relative to uniform
+    Measures the mean attention map of each softmax attention over the sequences, and the entropy (relative to uniform
     attention) and effective rank of each head; the RMS of each layer's output; the load of each expert, and dead
     experts; and the gradient noise scale (McCandlish et al., 2018). Writes a page (index.html), pictures, inspect.json
     and maps.safetensors.

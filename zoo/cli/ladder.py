@@ -37,21 +37,25 @@ def run(
         "An arm and its overrides; the first is the baseline of speedups. May be given several times.",
         metavar="NAME=OVERRIDES",
     ),
-    plan: bool = flag("Print sizes, lengths, FLOPs and time; train nothing.", "--plan", "--dry-run"),
+    plan: bool = flag("Print sizes, training tokens, FLOPs and time; train nothing.", "--plan", "--dry-run"),
     out: Path | None = option("The ladder's folder. [default: ladders/MODEL]", "--out", "-o"),
     bootstrap: int = option("Number of bootstrap resamples, for intervals.", default=1000, min=0, max=10_000),
     as_json: Json = False,
 ) -> None:
-    """Train one architecture at several sizes by one rule, and fit a scaling law to them.
+    """Train one architecture at several sizes, scaled by one rule (printed by --plan), and fit a scaling law to them.
 
     Each run has a WSD schedule (wsd_s) whose decays end at 1, 2 and 4 × 20 tokens per parameter: three points per run.
     The largest size is held out: its losses are predicted from the others before it is trained. The same command
     resumes an interrupted ladder.
 
-    With --arm a ladder is trained for each arm, and the compute-optimal speedup over the first is given at each size:
-    does a gain survive scale? zoo ladder llama-tiny --arm plain= --arm relu2="model.ffn.activation=relu2" --tune
+    With --arm a ladder is trained for each arm, and the compute-optimal speedup over the first arm is given at each
+    size: does a gain survive scale?
 
     Overrides are those of zoo train: attention=mqa, data=text data.path=FOLDER, seq_len=128, optim.lr=3e-3 (all sizes).
+
+    \b
+    Example:
+      zoo ladder llama-tiny --arm plain= --arm relu2=ffn.activation=relu2 --tune
     """
     from zoo.ladder import LadderRequest, plan_together, predict_seconds
     from zoo.ladder.climbing import LADDER

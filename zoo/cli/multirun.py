@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class SweepOptions:
     """Options of a sweep on the command line. `measure` is None if neither --measure nor --no-measure is given."""
 
-    plan: bool = flag("With -m: print the jobs, their costs, and the smallest difference that the seeds can detect.")
+    plan: bool = flag("With -m: print the jobs, their costs, and the minimum detectable difference.")
     measure: bool | None = option("With -m: time 3 steps per arm first. [default: on with --plan]", show_default=False)
     match: str | None = option(
         "With -m: make a cost equal in all arms: params, active, non_embedding, flops, kv, data, time.",
         metavar="BUDGET",
     )
     match_by: str | None = option(
-        "With --match: the key that is changed for it: any of the model, or steps. [default: d_ff; kv: n_kv_heads or "
+        "With --match: the key that is adjusted, any model key or steps. [default: d_ff; kv: n_kv_heads or "
         "n_layers; data and time: steps]",
         metavar="KEY",
     )
@@ -43,8 +43,8 @@ class SweepOptions:
         "With --search-lr: rates drawn per arm by optuna; ASHA stops poor ones early. [default: a grid]", min=2
     )
     sigma: str | None = option(
-        "With --plan: standard deviation of the difference between two arms' losses of one seed, or a finished sweep "
-        "to estimate it from. [default: unknown: differences are given in σ]",
+        "With --plan: standard deviation of the paired (same-seed) loss difference between two arms, or a finished "
+        "sweep to estimate it from. [default: unknown: differences are given in σ]",
         metavar="STD|SWEEP",
     )
     json: bool = flag("With --plan: print JSON.")

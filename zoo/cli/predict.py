@@ -22,11 +22,11 @@ def run(
     file: Path = argument("The file that zoo fit --out wrote.", default=..., metavar="FIT"),
     params: str | None = option("Parameters: 350M, 7B.", metavar="NUMBER"),
     tokens: str | None = option("Training tokens: 300B, 15T.", metavar="NUMBER"),
-    loss: float | None = option("Target loss: predict the training tokens that reach it.", min=0),
-    flops: str | None = option("Training FLOPs: predict the optimal parameters and tokens.", metavar="NUMBER"),
+    loss: float | None = option("Target loss: predict the training tokens needed for it.", min=0),
+    flops: str | None = option("Training FLOPs: predict the compute-optimal parameters and tokens.", metavar="NUMBER"),
     as_json: Json = False,
 ) -> None:
-    """Predict the loss of a model after some tokens, the tokens that reach a loss, or the compute-optimal model.
+    """Predict a model's loss after some training tokens, the tokens needed for a loss, or the compute-optimal model.
 
     Give --params with --tokens or with --loss, or --flops alone. The output says how far a prediction extrapolates
     beyond the fitted points; it is refused if an exponent's interval is wider than 0.2.

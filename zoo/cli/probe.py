@@ -11,7 +11,7 @@ from zoo import report
 from zoo.cli.common import Overrides, Target, say
 from zoo.cli.options import flag, option
 from zoo.cli.outlook import note_crowding
-from zoo.cli.showing import Json, Markdown, OutputOptions, Plot, Shown, split_words
+from zoo.cli.showing import Json, Markdown, OutputOptions, Shown, split_words
 from zoo.errors import ConfigError, refuse
 from zoo.report.price_plot import check_picture
 from zoo.units import format_seconds
@@ -31,9 +31,9 @@ def run(
     target: Target,
     overrides: Overrides = None,
     multirun: bool = flag("Run one model for each combination of key=a,b,c.", "--multirun", "-m"),
-    probe: str | None = option("Probes by name: mqar,parity. [default: the card's ten]", metavar="NAME,NAME"),
+    probe: str | None = option("Probes by name: mqar,parity. [default: the standard ten]", metavar="NAME,NAME"),
     size: Literal["card", "small", "paper"] = option(
-        "Size of the probes: card (minutes each), small (a minute or two) or paper (the sources' own: hours on a GPU).",
+        "Size of the probes: card (minutes each), small (a minute or two) or paper (as published: hours on a GPU).",
         default="card",
     ),
     seeds: int = option("Seeds trained at the chosen learning rate.", default=3, min=1),
@@ -47,7 +47,7 @@ def run(
     out: Path = option("The folder for results.", "--out", "-o", default=Path("probes")),
     as_json: Json = False,
     as_md: Markdown = False,
-    plot: Plot = None,
+    plot: Path | None = option("Plot the results to a .png or .svg file."),
 ) -> None:
     """Train an architecture on synthetic tasks and report the level that it reaches: a capability card.
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def run(
     names: list[str] | None = argument("Recipes, by name or file. [default: all]", metavar="RECIPE..."),
-    again: bool = flag("Run them, and compare the results with the expectations.", "--run"),
-    check: bool = flag("Run their short form, and check whether the verdicts still hold."),
+    again: bool = flag("Run the recipes, and compare the results with the expectations.", "--run"),
+    check: bool = flag("Run the recipes' short versions, and check whether their verdicts hold."),
     out: Path = option(
         "The folder of the runs; finished ones are not run again.", default=Path("sweeps/recipes"), metavar="FOLDER"
     ),

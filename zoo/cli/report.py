@@ -31,10 +31,10 @@ def run(
 ) -> None:
     """Compare the arms of an experiment: runs whose overrides differ, each with the same seeds.
 
-    Losses are paired by seed. An arm is better or worse if Student's t-test at the 5 % level says so, corrected for the
-    number of arms, or of an experiment's comparisons (Holm, 1979); equivalent if its difference is shown to be within
-    --margin; else the comparison is inconclusive, and the smallest difference that these seeds can detect is given.
-    Diverged runs count, and rank last.
+    Losses are paired by seed. An arm is better or worse if Student's t-test at the 5 % level says so, Holm-corrected
+    over all arms, or over all comparisons of an experiment; equivalent if its difference is shown to be within
+    --margin; else the comparison is inconclusive, and the minimum detectable difference is given. Diverged runs count,
+    and rank last.
     """
     from zoo.experiments.looking import report_folders
 

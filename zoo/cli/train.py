@@ -39,15 +39,15 @@ def run(
         "Resume the run in this folder; RUN@STEP resumes from an earlier checkpoint.", metavar="RUN"
     ),
     cfg: ConfigPart | None = option("Print the composed YAML instead."),
-    resolve: bool = flag("Print it with its interpolations resolved."),
+    resolve: bool = flag("Print the composed YAML with its interpolations resolved."),
     info: Info | None = option("Print Hydra's own report instead."),
-    show_data: bool = flag("Print the first three rows instead, with the tokens in the loss coloured."),
+    show_data: bool = flag("Print the first three training sequences instead, with the tokens in the loss coloured."),
     *,
     options: SweepOptions,
 ) -> None:
     """Train a model, resume a run, or sweep over many (-m).
 
-    The usual overrides: attention=mqa (an axis), n_layers=4 (a key of the model, as model.n_layers=4 is), data=text
+    The usual overrides: attention=mqa (an axis), n_layers=4 (a model key, short for model.n_layers=4), data=text
     data.path=FOLDER, steps=1000, batch_size=16, seq_len=256, optim.lr=1e-3, schedule=wsd, precision=bf16, device=cuda,
     hydra/launcher=joblib (with -m).
 
