@@ -21,11 +21,11 @@ LARGEST = 2**63
 VERBS = {
     "list": "List the packaged models, or those that match some words.",
     "stats": "Compute a model's cost without building it: parameters, FLOPs, cache, memory.",
-    "draw": "Draw an architecture: as a figure, by cost, over depth, or two side by side.",
-    "explain": "Explain a name of a model's YAML or of training, a probe, a word of verdicts.",
+    "draw": "Draw an architecture: as a figure, by cost, as a strip of layers, or two side by side.",
+    "explain": "Explain a config key (model or training), a probe, or a term used in reports.",
     "solve": "Find what fits a GPU or a budget: batch, context, GPUs, a shape.",
-    "diff": "Compare two models or two runs: what differs, then the figures.",
-    "gallery": "Write a static site of models, axes and findings.",
+    "diff": "Compare two models or two runs: what differs, then costs and results.",
+    "gallery": "Write a static site of models, design axes and findings.",
     "new": "Write a model's YAML, complete and commented, to start from.",
     "schema": "Write the JSON Schema of a model's YAML, for editors.",
     "build": "Build a model; show its modules, kernels and memory.",
@@ -50,15 +50,15 @@ VERBS = {
     "family": "Draft the YAML of a new family, and compare it with transformers.",
     "check": "Compare a checkpoint's tensor names and shapes with its architecture.",
     "bench": "Benchmark zoo against other implementations, or check the kernels.",
-    "mcp": "Offer prices, drawings and verdicts to an assistant (Model Context Protocol).",
+    "mcp": "Serve costs, drawings and verdicts to an assistant (Model Context Protocol).",
     "skills": "Print what an assistant should know to use these commands (SKILL.md).",
     "doctor": "Show versions, devices, and which kernels this machine can run.",
 }
 
 EPILOG = (
     "`zoo COMMAND --help` explains a command. Any command takes --debug, which shows an error's trace, and "
-    "--no-verify, which reads checkpoints without comparing their checksums (of `zoo convert` it leaves "
-    "out the comparison with transformers instead)."
+    "--no-verify, which reads checkpoints without comparing their checksums (with `zoo convert` it skips "
+    "the comparison with transformers instead)."
 )
 
 ELSEWHERE = {

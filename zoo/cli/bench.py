@@ -24,28 +24,33 @@ class RaceOptions:
     """Options for the contenders, the shape and the length of a race."""
 
     against: str = option(
-        "Peers to race, comma-separated: hf, hf_cb, litgpt, ctranslate2, onnx. Without it zoo runs alone.", default=""
+        "Implementations to compare with: hf,hf_cb,litgpt,ctranslate2,onnx. Without it zoo runs alone.",
+        default="",
     )
-    peer_python: list[str] | None = option("Python that has a peer installed: NAME=PATH, or one PATH for all peers.")
+    peer_python: list[str] | None = option(
+        "Python that has an implementation installed: NAME=PATH, or one PATH for all."
+    )
     dtype: Literal["fp32", "bf16"] | None = option(
         "Dtype of the weights; training in bf16 is autocast over float32 weights. [default: fp32; load: bf16]"
     )
-    weights: WeightStorage | None = option("Also benchmark weights of this precision, where a contender supports it.")
-    compile: bool = flag("train, mlm, decode, prefill: torch.compile every contender; start-up is timed apart.")
+    weights: WeightStorage | None = option(
+        "Also benchmark weights of this precision, where an implementation supports it."
+    )
+    compile: bool = flag("train, mlm, decode, prefill: torch.compile every implementation; start-up is timed apart.")
     rounds: int | None = option(
-        "Number of rounds; in each, every contender runs once. [default: as many as --seconds allows]", min=1
+        "Number of rounds; in each, every implementation runs once. [default: as many as --seconds allows]", min=1
     )
     seconds: float = option(
         "Time budget: no new round starts if it would exceed it; at least one runs.", default=300, min=0
     )
-    threads: int | None = option("Threads per contender. [default: the fastest number, by a timed probe]", min=1)
-    isa: Literal["avx2", "avx512"] | None = option("Limit every contender to an older instruction set.")
-    batch: int | None = option("Rows, or requests. [default: train 4, batch 32, else 1]", min=1)
+    threads: int | None = option("Threads per implementation. [default: the fastest number, by a timed probe]", min=1)
+    isa: Literal["avx2", "avx512"] | None = option("Restrict every implementation to an older instruction set.")
+    batch: int | None = option("Sequences, or requests. [default: train 4, batch 32, else 1]", min=1)
     length: int | None = option(
-        "Tokens per row or prompt. [default: train 512, decode 32, prefill 1024, batch up to 256]", min=1
+        "Tokens per sequence or prompt. [default: train 512, decode 32, prefill 1024, batch up to 256]", min=1
     )
     new_tokens: int | None = option("Generated tokens. [default: decode 128, batch up to 64]", min=2)
-    shape: str = option("Changes to the shape, comma-separated: d_model=64,n_layers=2", default="")
+    shape: str = option("Changes to model dimensions: d_model=64,n_layers=2.", default="")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -79,9 +84,9 @@ class Checked:
 
 def run(
     workload: Workload = argument(
-        "train; mlm (BERT base trains); decode; prefill (time to the first token); batch (ragged requests together); "
-        "load (from the shell to the first token of a folder); engine (zoo with and without batching, schemas, "
-        "speculation and determinism); or kernels.",
+        "train; mlm (BERT base trains); decode; prefill (time to the first token); batch (requests of different "
+        "lengths); load (process launch to first token); engine (zoo with and without batching, schemas, speculation "
+        "and determinism); or kernels.",
         default=...,
     ),
     *,
@@ -90,13 +95,13 @@ def run(
     out: str = option(
         "JSON file, or a folder (the name is then made from ISA and workload, or date and GPU).", default=""
     ),
-    as_json: bool = flag("Print the whole report, with the figures of every round.", "--json"),
+    as_json: bool = flag("Print the whole report, with the measurements of every round.", "--json"),
 ) -> None:
-    """Benchmark zoo on a CPU against transformers, LitGPT, CTranslate2, onnxruntime-genai and the machine's limits.
+    """Benchmark zoo on a CPU against transformers, LitGPT, CTranslate2, onnxruntime-genai and hardware limits.
 
-    Every contender has the same random weights and runs in turn, in fresh processes; ratios compare measurements of the
-    same round. `kernels` compares each attention kernel with the eager one, then times kernels, training and decoding
-    on a GPU (`make gpu-check`).
+    Every implementation has the same random weights and runs in turn, in fresh processes; ratios compare measurements
+    of the same round. `kernels` compares each attention kernel with the eager one, then times kernels, training and
+    decoding on a GPU (`make gpu-check`).
     """
     raced = ("against", "peer_python", "shape", "weights", "compile", "batch", "length", "new_tokens", "dtype", "isa")
     if workload == "kernels":

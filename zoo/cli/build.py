@@ -35,7 +35,8 @@ def run(
     kernel: str = option("The attention kernel; auto takes the first that can run (`zoo doctor`).", default="auto"),
     out: Path | None = option("Save the initialised model to this folder: model.safetensors and zoo.yaml."),
 ) -> None:
-    """Build a model on a device, check its parameters against the count, and show its modules, kernels and memory.
+    """Build a model on a device, check its parameters against the computed count, and show its modules, kernels and
+    memory.
 
     A model that does not fit is refused before anything is allocated.
     """

@@ -50,7 +50,7 @@ Evaluated = Annotated[
 Data = Annotated[
     list[str] | None,
     typer.Argument(
-        help="The data, as `zoo train` takes them: data=jsonl data.path=FILE. [default: the run's validation split]",
+        help="Data overrides, as for `zoo train`: data=jsonl data.path=FILE. [default: the run's validation split]",
         autocompletion=complete_evaluation,
     ),
 ]

@@ -26,9 +26,11 @@ def run(
         "export (torch.export's .pt2).",
         default="hf",
     ),
-    ggml: str | None = option("With --to gguf: type of the matrices. [default: the weights' dtype]", "--type"),
+    ggml: str | None = option(
+        "With --to gguf: tensor type of weight matrices. [default: the weights' dtype]", "--type"
+    ),
     verify: bool = option(
-        "Compare ids and logits with transformers in a fresh process (checksums are compared in any case).",
+        "Compare token ids and logits with transformers in a fresh process (checksums are compared in any case).",
         default=True,
     ),
     into: Path | None = option(
@@ -38,25 +40,26 @@ def run(
     dtype: Dtype = None,
     force: bool = flag("Replace OUT even if it is a model that zoo did not write."),
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder, as llama.cpp's GGUF file, as a program (ONNX), or in Zoo's layout.
+    """Write a checkpoint as a Hugging Face folder, llama.cpp's GGUF file, an exported graph (ONNX), or in Zoo's layout.
 
-    A model that is none of transformers' is written for the classes of `import zoo.hf`; a line names each field that
-    transformers has no place for.
+    A model that transformers does not implement is written for the classes of `zoo.hf` (import it before loading).
+    Fields that transformers lacks are listed.
 
     With --verify the command succeeds only if transformers, in a fresh process, gives the same token ids and logits:
-    also for padded and truncated texts, by the chat template, and by its pipeline. One line lists what was compared.
+    also for padded and truncated texts, with the chat template, and through transformers' pipeline. One line lists what
+    was compared.
     Low-rank adapters are merged into the weights, except with --to peft, which writes them alone. Weights are read,
     converted and written one tensor at a time; only --verify needs memory for the model. For a multimodal folder only
     the text model is converted; with --to hf the rest is copied unchanged, as are a sentence-transformers folder's
     modules.
 
-    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. From an encoder llama.cpp
-    computes hidden states, or the logits of whole texts (of a classifier). The file is read back before it appears: by
+    --to gguf writes one file, tokenizer included, for architectures that llama.cpp has. For an encoder llama.cpp
+    returns hidden states; for a sequence classifier, its logits. The file is verified before it is moved into place: by
     Zoo's own reader and, where its Python package is installed, by llama.cpp.
 
-    --to onnx and --to export write a program that takes and returns the KV cache (three programs for an
-    encoder-decoder). Before it appears it is run by onnxruntime or torch, and must give the model's values, for padded
-    rows and for tokens decoded one by one.
+    --to onnx and --to export write a graph that takes and returns the KV cache (three graphs for an encoder-decoder).
+    It is verified before it is moved into place: run by onnxruntime or torch, it must give the model's values, for
+    padded sequences and for tokens decoded one by one.
     """
     from zoo.checkpoint import adapter_files, hf, peft_files, store
     from zoo.checkpoint.finding import find

@@ -26,7 +26,7 @@ def run(
     target: str | None = argument("A model, as `zoo stats` takes it.", metavar="MODEL"),
     overrides: Overrides = None,
     look: str = option(
-        "paper: as in a publication. cost: coloured by what boxes cost. strip: the pattern over depth.",
+        "paper: as in a publication. cost: boxes coloured by their cost. strip: one column per layer, first to last.",
         default="paper",
         metavar="<paper|cost|strip>",
     ),
@@ -36,7 +36,7 @@ def run(
     context: int | None = option("Sequence length in tokens, for FLOPs and cache. [default: the model's max_seq_len]"),
     out: Path | None = option("Write a .svg, .png, .html, .pdf or .txt file. [default: the terminal]", "--out", "-o"),
     diff: bool = flag("Draw the model with and without the overrides, side by side."),
-    card: bool = flag("Draw a card to share, 1200 × 630."),
+    card: bool = flag("Draw a social-preview image, 1200 × 630."),
     axis: str | None = option("Draw the choices of an axis, such as attention, in place of a model."),
     dark: bool = flag("Use a dark background. By default .svg and .html follow the reader's colour scheme."),
 ) -> None:

@@ -13,21 +13,20 @@ from zoo.report.grammar_pages import format_page
 
 def run(
     name: list[str] = argument(
-        "An axis, a choice, a field or a key of a model or of training; a probe; a word of verdicts and ladders.",
+        "A key of the model or training config, an axis or a choice; a probe; a term used in reports.",
         default=...,
         metavar="NAME",
         autocompletion=complete_name,
     ),
     as_json: bool = flag("Print JSON, with every model and family named.", "--json"),
 ) -> None:
-    """Explain a name: its meaning, its values and an example; of a model's YAML also its cost, and the models that set
-    it.
+    """Explain a name: its meaning, its values and an example; for a model key also its cost and the models that set it.
 
     \b
     Examples:
       zoo explain attention                  the choices of an axis
       zoo explain attention.gqa              a choice and its fields
-      zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its price
+      zoo explain attention.gqa.qk_norm      a field: type, default, paper, users, an example and its cost
       zoo explain n_kv_heads                 a key of the model
       zoo explain data.form                  a field of training: objective, data, lora, steps, …
       zoo explain mqar                       a probe and its sizes; probe: all of them, and how to read a card

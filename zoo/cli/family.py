@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, **SETTINGS)
 
 @app.callback()
 def family() -> None:
-    """Work on families: how transformers' model types are read."""
+    """Work on families: mappings from transformers' model types to Zoo's YAML."""
 
 
 @app.command("new", short_help="Draft a family's YAML, and compare its outputs with those of transformers.")
@@ -32,9 +32,9 @@ def new(
 ) -> None:
     """Draft a family's YAML, and compare the outputs of a tiny random model with those of transformers.
 
-    The draft starts from the family that knows most of the reference's tensors and config (`like`), and has the changes
-    that bring its outputs nearest to the reference's. Fields and tensors that it has no place for are printed. Exits
-    with 1 if the two models differ; the first stage that differs says where to look.
+    The draft starts from the closest known family (`like`), and adds the changes that bring its outputs closest to
+    transformers'. Unmapped fields and tensors are printed. Exits with 1 if the two models differ; the first stage that
+    differs says where to look.
 
     \b
     Examples:

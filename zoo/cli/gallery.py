@@ -20,7 +20,7 @@ def run(
     serve: bool = flag("Serve the existing folder, on this machine only, and write nothing."),
     port: int = option("The port to serve on.", default=8000),
 ) -> None:
-    """Write a static site: a page for each packaged model and each axis, to search, sort and compare.
+    """Write a static site: a page for each packaged model and each design axis, to search, sort and compare.
 
     Pages load nothing from a network and need no server: open OUT/index.html. The playground alone needs one:
     `zoo gallery OUT --playground`, then `zoo gallery OUT --serve`.

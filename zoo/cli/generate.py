@@ -58,7 +58,7 @@ class BatchOptions:
     resume: bool = flag("Keep the results in --out and compute the missing ones.")
     force: bool = flag("Overwrite --out.")
     logprobs: int | None = option(
-        "With --out: write the log-probabilities of each token and of this many most likely ones."
+        "With --out: write log-probabilities of each token and of the N most likely ones.", metavar="N"
     )
 
     def check(self, template: str | None) -> None:
@@ -80,10 +80,10 @@ class Drawing(Sampled):
 
     typical_p: float | None = option("Locally typical sampling, up to total probability p.")
     repetition_penalty: float | None = option(
-        "Penalty of tokens that are in the prompt or in the text so far; above 1 makes them less likely."
+        "Penalty on tokens that are in the prompt or in the text so far; above 1 makes them less likely."
     )
-    presence_penalty: float | None = option("Penalty of generated tokens; above 0 makes them less likely.")
-    frequency_penalty: float | None = option("Penalty for each time that a token was generated.")
+    presence_penalty: float | None = option("Penalty on generated tokens; above 0 makes them less likely.")
+    frequency_penalty: float | None = option("Penalty on generated tokens, for each time that they were generated.")
     logit_bias: list[str] | None = option("TOKEN=BIAS adds to the logit of a token. May be given several times.")
     bad_words: list[str] | None = option("Never generate this text. May be given several times.")
 
@@ -132,7 +132,7 @@ class Serving:
     tp: int = option("Number of tensor-parallel processes.", default=1, min=1)
     device: Device = "auto"
     dtype: Dtype = None
-    fp8: Fp8 | None = option("Compute matrix products in float8 (CUDA); weight_only only stores the weights so.")
+    fp8: Fp8 | None = option("Compute matrix products in float8 (CUDA); weight_only: float8 storage only.")
     weights: WeightStorage | None = option(
         "Store linear layers' weights in this format, on a CPU. [default: unchanged]"
     )
@@ -178,7 +178,7 @@ def run(
 ) -> None:
     """Generate text with the last run, or with a checkpoint, token by token.
 
-    Standard output gets the new text only, without the prompt. With --prompt-file, prompts are batched. Options that
+    Standard output gets the new text only, without the prompt. Prompts of --prompt-file are batched. Options that
     are not given default to the checkpoint's generation_config.json, if it has one.
     """
     from zoo.cli import batching

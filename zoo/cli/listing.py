@@ -17,11 +17,11 @@ def run(
         "Only models with every one of these words in name, title, note, source or parts."
     ),
     kind: str | None = option("Only decoder, encoder or encoder_decoder models.", metavar="KIND"),
-    parts: str | None = option("Only models with all of these parts: moe,mla or qk_norm.", "--with", metavar="PARTS"),
+    parts: str | None = option("Only models with all of these parts: moe,mla.", "--with", metavar="PARTS"),
     params: str | None = option("Only models of this size: 1B..10B, ..500M, 70B..", metavar="FROM..TO"),
     axis: str | None = option(
         "List the choices of an axis instead: attention, position, norm, block, ffn, router, activation or cross; "
-        "with a word, its fields.",
+        "followed by a choice, the fields of that choice.",
         metavar="AXIS",
     ),
     as_json: bool = flag("Print names, exact counts, sources and notes as JSON.", "--json"),

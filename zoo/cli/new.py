@@ -17,7 +17,7 @@ def run(
     like: str = option(
         "The model to start from.", default="llama-tiny", metavar="MODEL", autocompletion=complete_target
     ),
-    parts: str | None = option("Choices of any axis to use: moe,mla or sandwich.", "--with", metavar="CHOICES"),
+    parts: str | None = option("Components to use, from any axis: moe,mla.", "--with", metavar="CHOICES"),
     size: str | None = option("Approximate number of parameters: 10M, 1B.", metavar="NUMBER"),
     tour: Path | None = option("Write twelve models instead, from a Llama to a hybrid with experts.", metavar="FOLDER"),
 ) -> None:

@@ -9,7 +9,7 @@ from zoo.disk import write_text
 
 
 def run(out: Path | None = option("Write to a file instead of standard output.", "--out", metavar="FILE")) -> None:
-    """Write the JSON Schema (2020-12) of a model's YAML. With it an editor completes keys and choices, marks faults,
+    """Write the JSON Schema (2020-12) of a model's YAML. With it an editor completes keys and choices, marks errors,
     and describes each field.
 
     \b
