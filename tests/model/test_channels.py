@@ -16,6 +16,7 @@ from zoo.compose import load
 from zoo.costs.activations import PassShape, list_sections
 from zoo.costs.rank_model import layer_faults
 from zoo.distributed.pipeline_schedule import PipelineSchedule
+from zoo.errors import ConfigError
 from zoo.model.channels import Channel
 from zoo.model.ffn import MLP
 from zoo.run.builder import build
@@ -42,6 +43,7 @@ def echo() -> Iterator[None]:
     class Echo(MLP, kind="echo"):
         first: bool = False
         """Whether no layer stands before it."""
+        words: ClassVar[tuple[str, str]] = ("hidden", "hidden")
         gives: ClassVar[tuple[str, ...]] = ("hidden",)
 
         @property
@@ -50,8 +52,8 @@ def echo() -> Iterator[None]:
 
         def forward(self, m: Any, x: Any, step: Any) -> Any:
             own = self.activation.apply(m.up(x))
-            before = step.read("hidden")
-            own = step.give("hidden", own if before is None else torch.tanh(own + before))
+            before = None if self.first else step.read(self.words[0])
+            own = step.give(self.words[1], own if before is None else torch.tanh(own + before))
             return m.down(own)
 
     yield
@@ -117,3 +119,28 @@ def test_a_pipeline_is_not_cut_between_them() -> None:
     assert layer_faults(load_echo(), PipelineSchedule("1f1b", 2, 2)) == [
         "pp: is 2, and layers read what the one before hid (pp=1)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"takes": ()}, "hidden: a layer reads this channel, and none of its parts names it in `takes`"),
+        (
+            {"takes": ("hiden",)},
+            "hiden: ffn 'echo' takes or gives this channel, and there is none .did you mean 'hidden'",
+        ),
+        ({"gives": ()}, "blocks: read the channel 'hidden', and no layer gives a value in it"),
+        ({"give": "hiden"}, "hidden: a part of layer 0 names this channel in `gives`, and gives nothing in it"),
+        ({"read": "hiden"}, "hiden: a layer reads this channel"),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
+)
+def test_a_channel_that_is_misspelt_or_not_declared_is_an_error(
+    change: dict[str, Any], fault: str, monkeypatch
+) -> None:
+    echo = MLP.kinds["echo"]
+    for name in change.keys() & {"takes", "gives"}:
+        monkeypatch.setattr(echo, name, change[name])
+    monkeypatch.setattr(echo, "words", (change.get("read", "hidden"), change.get("give", "hidden")))
+    with pytest.raises(ConfigError, match=fault):
+        build_echo()(IDS)

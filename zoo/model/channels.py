@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from zoo.errors import ConfigError, name_options
 from zoo.lazy import Tensor
 from zoo.spec import Spec
 
@@ -107,6 +108,12 @@ class Uses(NamedTuple):
 def list_uses(blocks: Mapping[str, Spec]) -> dict[str, Uses]:
     """List, for each kind of layer, the channels that its layers read and give to."""
     found = {kind: [*_walk(block)] for kind, block in blocks.items()}
+    for part in (each for parts in found.values() for each in parts):
+        if unknown := [name for name in (*part.takes, *part.gives) if name not in Channel.named]:
+            would = name_options(unknown[0], Channel.named)
+            raise ConfigError(
+                f"{unknown[0]}: {part.axis} '{part.kind}' takes or gives this channel, and there is none{would}"
+            )
     reads = {kind: {name for each in parts for name in each.takes} for kind, parts in found.items()}
     anywhere = {name for names in reads.values() for name in names}
     gives = {kind: {name for each in parts for name in each.gives} & anywhere for kind, parts in found.items()}
@@ -150,6 +157,10 @@ class Exchange:
         step.given = {}
 
     def leave(self, index: int, step: Step) -> None:
-        """Store the values that a layer gave, once it has run."""
+        """Store the values that a layer gave, once it has run. Raises ConfigError if it gave nothing in a channel."""
+        if lacks := [name for name in step.gives if name not in step.given]:
+            raise ConfigError(
+                f"{lacks[0]}: a part of layer {index} names this channel in `gives`, and gives nothing in it"
+            )
         for name, value in step.given.items():
             self._open[name].give(index, value)

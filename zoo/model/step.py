@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zoo.errors import ConfigError
 from zoo.kernels.dispatch import attend
 from zoo.lazy import Tensor, torch
 
@@ -122,7 +123,7 @@ class Step:
     again: bool = False  # whether the backward pass recomputes the inside of attention
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's losses, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
-    taken: dict[str, Any] = field(default_factory=dict)  # the values of other layers that this layer reads, by channel
+    taken: dict[str, Any] | None = None  # values of other layers by each channel that is read; None for a layer alone
     gives: tuple[str, ...] = ()  # the channels in which other layers read this layer's values
     given: dict[str, Any] = field(default_factory=dict)  # this layer's values in those channels, once it has run
 
@@ -225,8 +226,11 @@ class Step:
         return self.cache.append(self.keys.slots, new)
 
     def read(self, channel: str) -> Any:
-        """Read what other layers gave in a channel (`zoo.model.channels`); None if there is nothing to read."""
-        return self.taken.get(channel)
+        """Read what other layers gave in a channel (`zoo.model.channels`); None if nothing was given before, and for a
+        layer that runs alone. Raises ConfigError for a channel that the layer does not take."""
+        if self.taken is not None and channel not in self.taken:
+            raise ConfigError(f"{channel}: a layer reads this channel, and none of its parts names it in `takes`")
+        return None if self.taken is None else self.taken[channel]
 
     def give(self, channel: str, value: object) -> Any:
         """Give other layers a value in a channel, if any of them reads it; return the value."""
@@ -246,19 +250,28 @@ class Step:
     def along_rows(self, work: Callable[..., Tensor], *given: Tensor) -> Tensor:
         """Compute `work(step, *given)` [B, T, …], which goes along the tokens of each row as a recurrence does, from
         tensors [B, T, …]. Every read or write of a state must be inside such a call: it pads concatenated rows, [1, N,
-        …], to groups of rows [B, T, …] first."""
+        …], to groups of rows [B, T, …] first. Raises ConfigError for other tensors."""
+        if wrong := [tuple(each.shape) for each in given if each.shape[:2] != given[0].shape[:2]]:
+            raise ConfigError(f"along_rows: takes tensors [B, T, …], found {wrong[0]} beside {tuple(given[0].shape)}")
         return work(self, *given) if self.rows is None else self.rows.run(work, self, given)
 
     def state(self, name: str) -> Tensor | None:
         """Return a recurrent mixer's state after all earlier tokens [B, …]; None without a cache, or if no tokens came
-        before."""
+        before. Raises ConfigError outside `along_rows`."""
+        self._check_along_rows()
         return None if self.cache is None or self.first else self.cache.state(name)
 
     def hold(self, **states: Tensor) -> None:
-        """Store a recurrent mixer's states in the cache for the next tokens. Does nothing without a cache."""
+        """Store a recurrent mixer's states in the cache for the next tokens. Does nothing without a cache. Raises
+        ConfigError outside `along_rows`."""
+        self._check_along_rows()
         if self.cache is not None:
             for name, value in states.items():
                 self.cache.hold(name, value)
+
+    def _check_along_rows(self) -> None:
+        if self.rows is not None:
+            raise ConfigError("state: is read or held outside `along_rows`, where rows lie end to end (inside it)")
 
 
 SECOND = "second_"

@@ -33,8 +33,15 @@ def find_misfits(tower: Tower) -> Iterator[Fault]:
             would = f"streams: {{kind: {kind}, count: {block.streams}}}" if block.streams > 1 else "block: hyper"
             yield ("blocks", name), f"takes {block.streams} vectors of a token, and the model has {count} ({would})"
     for channel in Channel.named.values():
-        yield from channel.find_faults(tower)
+        yield from list(channel.find_faults(tower)) or _check_giver(tower, channel)
     yield from find_loop_faults(tower)
+
+
+def _check_giver(tower: Tower, channel: type[Channel]) -> Iterator[Fault]:
+    """Yield a fault if layers read a channel in which neither a layer nor a loop gives a value."""
+    read = channel.name in tower.channels and not channel.shared
+    if read and tower.loop is None and not any(channel.name in uses.gives for uses in tower.uses.values()):
+        yield ("blocks",), f"read the channel '{channel.name}', and no layer gives a value in it"
 
 
 def find_misfits_between(encoder: Tower, decoder: Tower) -> Iterator[Fault]:
