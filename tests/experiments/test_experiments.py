@@ -336,7 +336,7 @@ def test_a_plan_says_which_effect_of_the_source_it_cannot_see(here: Path, capsys
     said = capsys.readouterr()
     assert "one head" in said.out
     assert (
-        "the source's effect is +0.01, and this design detects 0.065 or more (34 seeds would detect it)"
+        "the published effect is +0.01, and this design detects 0.065 or more (34 seeds would detect it)"
         in said.out + said.err
     )
     assert run(["experiment", str(file), "--no-measure", "--json", "--seeds", "40"]) == 0

@@ -23,7 +23,7 @@ from zoo.experiments.noise_atlas import find_noise, find_run_noise
 from zoo.experiments.power_check import LOSS, TYPICAL, describe_design, find_wider_window, list_blind
 from zoo.experiments.recipe_tables import make_outcome_tables
 
-KEPT = "that of kept verdicts on models of about this size"
+KEPT = "that of stored verdicts on models of about this size"
 
 
 def make_experiment(**stated: Any) -> Experiment:
@@ -73,7 +73,7 @@ def test_a_window_is_planned_at_the_loss_of_kept_verdicts_of_its_size_and_else_a
     share, loss, source = tell(kept.sigma, 2e5)
     assert share == pytest.approx(np.median(shares), abs=1e-4) and source == KEPT
     assert loss == pytest.approx(kept.sigma / np.median(shares), rel=0.01) and 1.7 < loss < 2.5
-    unknown = "as no verdict on a model of about this size is kept"
+    unknown = "as no verdict on a model of about this size is stored"
     assert tell(0.02, 7e9) == (pytest.approx(0.02 / LOSS), LOSS, unknown)
     noisy = math.sqrt(2) * find_run_noise(2e5).sigma / loss
     assert tell(0.02, 7e9, proxy=2e5) == (pytest.approx(noisy, abs=1e-3), loss, source), "where rates are searched"
@@ -84,11 +84,11 @@ def test_a_plan_says_which_windows_it_tells_apart_and_which_effect_on_one_it_doe
     design, (blind,) = foresee(wider, 0.017)
     (told,) = (line for line in design if line.startswith("lr window"))
     wide = float(re.findall(r"one of (\S+) or more", told)[0])
-    assert f"the source's effect is +0.1 decades, and this design detects {wide - TYPICAL:.2g} or more" in blind
+    assert f"the published effect is +0.1 decades, and this design detects {wide - TYPICAL:.2g} or more" in blind
     assert foresee(make_experiment(expect={"metric": "lr window", "effect": 2.0}), 0.017)[1] == []
     noisy, (blind,) = foresee(wider, 0.5)
     assert "and this design detects none" in blind
-    assert any("of kept verdicts, is told from none of up to 2.8, the widest tried" in line for line in noisy)
+    assert any("of stored verdicts, is told from none of up to 2.8, the widest tried" in line for line in noisy)
     assert not any("lr window" in line for line in foresee(make_experiment(), 0.017)[0])
 
 
@@ -99,7 +99,7 @@ def test_a_margin_that_includes_the_effect_of_the_source_is_named_by_the_plan_an
         for stated in ({}, {"margin": 0.01}, {"effect": -0.06})
     )
     (line,) = foresee(wide, sigma)[1]
-    assert line.startswith("normed − plain: the source's effect of −0.04 lies within the margin ±0.05: ")
+    assert line.startswith("normed − plain: the published effect of −0.04 lies within the margin ±0.05: ")
     assert foresee(own, sigma)[1] == foresee(narrow, sigma)[1] == []
     ran = Ran({"val_loss": {arm: {0: 2.0, 1: 2.01} for arm in wide.arms}}, {arm: {} for arm in wide.arms}, 1.0, "here")
     outcome = judge("wide", wide, ran, False)
@@ -120,7 +120,7 @@ def test_the_noise_of_a_plan_is_the_median_of_kept_verdicts_on_models_of_its_siz
     found = find_noise("val_loss", params)
     assert found is not None and found.sigma == pytest.approx(np.median(deviations)) and len(deviations) > 3
     assert (found.arms, found.smallest, found.largest) == (len(deviations), min(sizes), max(sizes))
-    assert f"the median over {len(deviations)} arms of kept verdicts, each against its baseline," in found.describe()
+    assert f"the median over {len(deviations)} arms of stored verdicts, each against its baseline," in found.describe()
 
 
 def test_a_size_of_which_no_verdict_is_kept_has_no_noise() -> None:

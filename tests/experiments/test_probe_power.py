@@ -58,7 +58,7 @@ def test_the_noise_is_that_of_a_models_own_runs_or_pooled_over_those_of_all_kept
         find_variance(kept[f"llama-tiny{each}"])
         for each in ("attention=mamba2 position=none", "attention=differential")
     )
-    assert own.sigma == pytest.approx(math.sqrt(mamba2 + differential)) and own.source == "kept runs of both"
+    assert own.sigma == pytest.approx(math.sqrt(mamba2 + differential)) and own.source == "stored runs of both"
     pooled = float(np.mean([find_variance(values) for values in kept.values()]))
     assert other.sigma == pytest.approx(math.sqrt(mamba2 + pooled)) and other.source == "other models, for capped"
     *_, note = list_power_notes(plan("accuracy at 16"), [own, other])
@@ -87,7 +87,7 @@ def test_the_difference_that_is_promised_is_found_in_four_experiments_of_five() 
 def test_an_effect_that_could_not_be_seen_is_said_before_the_run() -> None:
     few, many = (plan("accuracy at 16", 0.5, seeds=seeds) for seeds in (3, 40))
     (line, _), none = (list_blind_probe(each, foresee_probe(each)) for each in (few, many))
-    assert none == [] and line.startswith("differential against mamba2: better: the source's effect is +0.5, and this")
+    assert none == [] and line.startswith("differential against mamba2: better: the published effect is +0.5, and this")
     assert line.endswith("design detects none (14 seeds would detect it)")
     assert {row[2] for row in make_power_table(few, foresee_probe(few)).rows} == {"none"}, (
         "above 1, the largest there is"
@@ -96,7 +96,7 @@ def test_an_effect_that_could_not_be_seen_is_said_before_the_run() -> None:
 
 def test_a_probe_without_kept_runs_takes_the_noise_that_is_stated() -> None:
     unknown, stated = (plan("accuracy at 4", probe="mano", **more) for more in ({}, {"sigma": 0.05}))
-    assert {(each.sigma, each.source) for each in foresee_probe(unknown)} == {(None, "no run is kept (--sigma)")}
+    assert {(each.sigma, each.source) for each in foresee_probe(unknown)} == {(None, "no run is stored (--sigma)")}
     assert make_power_table(unknown, foresee_probe(unknown)).rows[0][1:3] == ["unknown", ""]
     assert [each.sigma for each in foresee_probe(stated)] == [0.05, 0.05] and len(list_blind_probe(stated, [])) == 0
     with pytest.raises(ConfigError, match="mqar has no 'val_loss'"):

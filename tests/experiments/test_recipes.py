@@ -334,8 +334,8 @@ def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys, monkeypatch)
         assert ("the machine's load is 2.5 times its CPUs" in said) is crowded
     assert run(["experiment", "short-convolution", "--plan", "--no-measure"]) == 0
     said = capsys.readouterr().out
-    assert "seconds are unknown, as no step was timed" in said and "3 seeds detect" in said
-    assert "worse: the source's effect is −0.97, and this design detects none" in said
+    assert "seconds are unknown, as no step was timed" in said and "detectable with 3 seeds" in said
+    assert "worse: the published effect is −0.97, and this design detects none" in said
     kept = find_outcome("short-convolution").costs
     assert {arm: each["trainings"] for arm, each in planned.items()} == dict.fromkeys(kept, 4 + 3)  # rates, seeds
     for arm, each in planned.items():
@@ -347,7 +347,7 @@ def test_a_plan_of_a_probe_has_its_trainings_and_their_cost(capsys, monkeypatch)
 def test_a_plan_of_a_ladder_has_the_sizes_of_each_arm(capsys):
     assert run(["experiment", "ladder", "--no-measure"]) == 0
     said = capsys.readouterr().out
-    assert said.count("16 runs, 4 seeds a size") == 2 and "61.7K" in said
+    assert said.count("16 runs, 4 seeds per size") == 2 and "61.7K" in said
     assert "all 2 arms: 32 runs" in said and said.count("Rule: ") == 1 and "times its CPUs" not in said
 
 

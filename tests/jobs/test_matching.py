@@ -170,7 +170,7 @@ def test_a_matched_sweep_runs_what_was_solved(here: Path, capsys) -> None:
     asked = ["train", "-m", *TINY, "hydra.sweep.dir=sweep", "attention=mha,mqa", "--match", "params"]
     assert run(asked) == 0
     out = capsys.readouterr().out
-    assert "matched in params" in out and "not matched: " in out
+    assert "matched on params" in out and "not matched: " in out
     written = json.loads(Path("sweep/sweep.json").read_text())
     results = [json.loads(Path("sweep", name, "result.json").read_text()) for name in written["jobs"]]
     assert [each["params"] for each in results] == [arm["params"] for arm in written["match"]["arms"]]

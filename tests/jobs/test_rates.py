@@ -115,7 +115,7 @@ def test_a_rate_that_the_sweep_varies_is_not_searched(here: Path, refused) -> No
 def test_runs_of_a_search_are_no_arms(here: Path, capsys) -> None:
     asked = ["train", "-m", *TINY, SWEEP, "attention=gqa,mqa", "seed=0,1", "skip_nonfinite=0", "optim.lr=1e-2"]
     assert run([*asked, "--search-lr", "--plan", "--no-measure"]) == 0
-    assert "the search of learning rates adds 7 to 9 runs of each arm" in capsys.readouterr().out
+    assert "the search of learning rates adds 7 to 9 runs per arm" in capsys.readouterr().out
     assert run([*asked, "--search-lr"]) == 0
     written = json.loads(Path("sweep/sweep.json").read_text())
     for name, each in written["search"].items():

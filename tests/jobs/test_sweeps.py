@@ -148,7 +148,7 @@ def test_a_plan_lists_arms_and_what_is_refused_and_leaves_no_trace(here: Path, c
     assert re.search(r"attention=mqa +2 +[\d.]+ K +[\d.]+ M +[\d.]+ K +[\d.]+ MB\s", out) and "a step" not in out
     assert "4 points are the same run as another, and run once: attention=gqa seed=0;" in " ".join(out.split())
     assert "refused: attention=nope seed=0 and 1 more: attention: no option 'nope'" in " ".join(out.split())
-    assert "2 seeds tell a difference of 11.55 σ, 5.77" in out and "Holm" not in out
+    assert "2 seeds detect a difference of 11.55 σ, 5.77" in out and "Holm" not in out
 
 
 @pytest.mark.slow

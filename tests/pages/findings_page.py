@@ -41,7 +41,7 @@ HEAD = """\
 # Findings
 
 Written by `python tests/pages findings` from `recipes/verdicts/`. A finding is a recipe: a claim, its arms and seeds, and the results that
-were expected. Its verdict stays as it came, also where it contradicts the claim or the source. Each finding says when it was registered,
+were expected. Its verdict is kept even if it contradicts the claim or the source. Each finding says when it was registered,
 what was changed afterwards, and which of its runs may have been known by then, as another recipe has the same ones; those of 27 November
 2026 ran before registrations were kept. `zoo recipes NAME --run` runs one again.
 
@@ -49,11 +49,11 @@ what was changed afterwards, and which of its runs may have been known by then, 
   difference, and there may be one ([how verdicts are made](verdicts.md)).
 - **value**: the difference of two arms, ± half of its confidence interval. A bound on one arm has the mean and the range over its seeds. In
   the table of arms ± is one standard deviation of the runs, in the table of learning rates a standard error.
-- **p**: of the test that decided, of a difference or of equivalence, corrected over the comparisons of a recipe, and not over recipes: if
+- **p**: of the deciding test (difference or equivalence), corrected over the comparisons of a recipe, and not over recipes: if
   the arms of twenty recipes were all equal, about one of the twenty would find a difference.
 - **Learning rates** are searched for each arm, or fixed by the recipe. A fixed rate may suit one arm less than the other, and the
   difference includes what that costs. `lr` is the rate that ran; `best lr` is the minimum of a parabola through the losses of the window,
-  as rates are chosen now; `lowest loss` is that of one run of the search, on its own seed and rows; `window` has the decades of rates whose
+  as rates are chosen now; `lowest loss` is that of one run of the search, with another seed and other validation rows; `window` has the decades of rates whose
   loss is within 5 % of the lowest.
 - **Shared runs**: equal configs give equal runs, to the bit, and many recipes have the same baseline (loss 1.997, 1.991 or, of
   an older rate, 2.004, 1.996 or 2.001 at searched rates, with five, six or seven seeds; 1.777 in experts, parallel-blocks and positions). If the baseline's loss came out low by chance,
@@ -95,7 +95,7 @@ Of recipes that did not run again lines name each arm that ran over two standard
 and what it adds to each difference. An interval includes the error of `best lr`, and not that an arm ran elsewhere. These are estimates,
 from one run at each rate.
 
-![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the source's effect](../recipes/verdicts/effects.png)
+![Differences with their intervals, by metric; colour is the verdict, the band the margin, hollow a fixed rate, a diamond the published effect](../recipes/verdicts/effects.png)
 """
 
 CARDS = """\
@@ -238,7 +238,7 @@ def write_cards() -> str:
     return "\n".join(
         [
             *(CARDS, format_markdown(header, reached), ""),
-            *("State of a row, parameters and FLOPs of a token are those of mqar.", ""),
+            *("State of a sequence, parameters and FLOPs per token are those of mqar.", ""),
             *(format_markdown(("architecture", "zoo probe", "state", "params", "FLOPs"), prices), ""),
             *("![Levels reached by each architecture](../recipes/cards/cards.png)", ""),
         ]
@@ -262,7 +262,7 @@ def write_finding(
         title, header, speedups, _ = tell_speedups(recipe, outcome)
         lines += [f"{title}:", "", format_markdown(header, speedups), ""]
     took = describe_training(recipe, outcome)
-    about = f"{recipe.form(False).looks[-1]} seeds an arm, at {describe_rates(recipe)} learning rates"
+    about = f"{recipe.form(False).looks[-1]} seeds per arm, at {describe_rates(recipe)} learning rates"
     lines += [f"{about}; {outcome.date}, {took}.", ""]
     registered = [describe_registration(outcome.registration, recipe), *list_shared_runs(outcome, others)]
     lines += [" ".join(f"{each}." for each in registered), ""]

@@ -65,7 +65,7 @@ def test_a_page_names_every_probe_of_the_documentation_and_every_column_of_a_car
     said = {line.partition(":")[0]: line for line in json.loads(capsys.readouterr().out)["values"]}
     assert len(named) == 18 and named < said.keys()
     columns = {name.partition(" (")[0] for name in FOUND[1:]} - {"lr"}
-    assert columns < said.keys() and "> (censored)" in said["steps"]
+    assert columns < said.keys() and "(censored)" in said["steps"]
     for column in ("reaches", "guess", "state"):
         assert run(["explain", column]) == 0 and "hops:" in capsys.readouterr().out, column
 

@@ -85,7 +85,7 @@ def test_a_plot_of_runs_shows_each_by_name_and_its_last_validation_loss(trained:
         body = file.read_text()
         losses = [json.loads((Path(each) / "result.json").read_text())["val_loss"] for each in folders]
         named = [f"{name}: {loss:.3f}" for name, loss in zip(("one", "two"), losses, strict=True)]
-        for text in (label, "validation (last value)", *named):
+        for text in (label, "validation (last value after the name)", *named):
             assert f">{text}<" in body, text
     assert run(["plot", str(trained / "sweep"), "-o", str(tmp_path / "both.png"), "--smooth", "0"]) == 0
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")

@@ -173,13 +173,13 @@ def _plan_probe(experiment: Experiment, measure: bool, as_json: bool) -> None:
     bound = "" if experiment.minutes is None else f", at most {experiment.minutes} minutes on two cores"
     trainings = sum(each["trainings"] for each in planned.values())
     print(
-        f"{trainings:.0f} trainings{bound}; tokens, FLOPs and seconds are those of an arm's trainings together. --run "
-        "leaves out those that the folder has"
+        f"{trainings:.0f} training runs{bound}; tokens, FLOPs and seconds are summed over an arm's runs. --run leaves "
+        "out those that the folder has"
     )
     if measure:
         cpus, seconds = os.cpu_count() or 1, sum(each["seconds"] for each in planned.values())
         said = f"about {format_seconds(seconds / cpus)} on {cpus} CPUs"
-        print(f"{said}, a training on each: from three timed updates an arm", *note_crowding(), sep="\n")
+        print(f"{said}, one training run on each: from three timed updates per arm", *note_crowding(), sep="\n")
     else:
         print("seconds are unknown, as no step was timed (without --no-measure they are predicted)")
     if powers:

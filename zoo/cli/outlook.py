@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.sweep import SweepPoint
 
-PLANNED = ("arm", "seeds", "params", "FLOPs", "elementwise", "peak memory", "a step", "a run", "all runs")
+PLANNED = ("arm", "seeds", "params", "FLOPs", "elementwise", "peak memory", "time/step", "time/run", "time left")
 
 
 def print_plan(outlook: Outlook) -> None:
@@ -22,7 +22,7 @@ def print_plan(outlook: Outlook) -> None:
     if outlook.match is not None:
         print_match(outlook.match)
     rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
-    expendable = ("elementwise", "peak memory", "params", "a step")
+    expendable = ("elementwise", "peak memory", "params", "time/step")
     header, rows = report.fit_columns(*report.drop_empty(PLANNED, rows), expendable)
     report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
     for line in _plan_lines(outlook):
@@ -50,13 +50,13 @@ def print_match(match: Match) -> None:
         cells = (f"{forms.get(name, format_count)(arm.figures[name])}{ratios.get(name, '')}" for name in known)
         rows.append([arm.name, str(arm.value), *cells])
     header = ("arm", match.by, *(names.get(each, each) for each in known))
-    report.print_tables(report.make_table(f"matched in {match.budget}", header, rows, right=range(1, len(header))))
+    report.print_tables(report.make_table(f"matched on {match.budget}", header, rows, right=range(1, len(header))))
     apart = [names.get(each, each) for each in match.unmatched if each in known]
     if match.noise is not None:
         print(
             f"seconds of an arm ÷ the first's are known to ± {2 * match.noise:.1%}, twice the error of the timed steps"
         )
-    print(f"not matched: {', '.join(apart)}" if apart else "matched in all of these")
+    print(f"not matched: {', '.join(apart)}" if apart else "matched on all of these")
 
 
 def _plan_row(outlook: Outlook, name: str, jobs: Sequence[SweepPoint]) -> list[str]:
@@ -106,7 +106,7 @@ def _plan_lines(outlook: Outlook) -> list[str]:
 def describe_search(outlook: Outlook, fewest: int, most: int) -> str:
     """Describe how many runs, and how many seconds, the learning-rate search adds."""
     prunes = fewest == most
-    runs = f"{most} runs of each arm, the poor ones ended early" if prunes else f"{fewest} to {most} runs of each arm"
+    runs = f"{most} runs per arm, the poor ones ended early" if prunes else f"{fewest} to {most} runs per arm"
     line = f"the search of learning rates adds {runs}"
     if (each := outlook.search_seconds) is None:
         return line
@@ -121,11 +121,11 @@ def _power_lines(outlook: Outlook) -> list[str]:
     if len(outlook.arms) < 2:
         return []
     if alone is None or corrected is None:
-        return [f"{seeds} {'seed tells' if seeds == 1 else 'shared seeds tell'} no difference (seed=0,1,2, say)"]
+        return [f"{seeds} {'seed detects' if seeds == 1 else 'shared seeds detect'} no difference (seed=0,1,2, say)"]
 
     def size(effect: float) -> str:
         loss = "" if outlook.sigma is None else f", {effect * outlook.sigma:.4f} in loss"
         return f"{effect:.2f} σ{loss}"
 
-    line = f"{seeds} seeds tell a difference of {size(alone)} (σ: of a pair's difference; power 0.8, two-sided 5 %)"
+    line = f"{seeds} seeds detect a difference of {size(alone)} (σ: of the paired difference; power 0.8, two-sided 5 %)"
     return [line, *([f"and of {size(corrected)} after Holm over {count} comparisons"] if count > 1 else [])]

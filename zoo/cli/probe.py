@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 PLANNED = ("model", "probe", "trainings", "seconds")
-"""Figures of a plan; the seconds are shown with their unit, as `time`."""
+"""Figures of a plan. Tables show `trainings` as training runs, and the seconds with their unit, as `time`."""
 
 MOST_JOBS = 8
 """The maximum default number of parallel trainings: a probe seldom has more to run at a time."""
@@ -111,7 +111,7 @@ def plan_battery(
         print(report.format_json([dict(zip(PLANNED, row, strict=True)) for row in rows]))
         return
     cells = [[*map(str, row[:3]), format_seconds(row[3])] for row in rows]
-    report.print_tables(report.make_table("", (*PLANNED[:3], "time"), cells, right=(2, 3)))
+    report.print_tables(report.make_table("", (*PLANNED[:2], "training runs", "time"), cells, right=(2, 3)))
     takes = format_seconds(sum(row[3] for row in rows) / jobs)
     said = (
         f"about {takes} from the beginning, {jobs} at a time: from three timed updates each; controls are not counted"

@@ -35,8 +35,8 @@ class PairNoise:
     def describe(self) -> str:
         """Describe the noise and its source in a line."""
         sizes = dict.fromkeys(format_count(each) for each in (self.smallest, self.largest))
-        said = f"σ = {self.sigma:.3g}, of a pair's difference: the median over {self.arms} arms of kept verdicts, each "
-        return f"{said}against its baseline, on models of {' to '.join(sizes)} parameters (--sigma replaces it)"
+        said = f"σ = {self.sigma:.3g}, of the paired difference: the median over {self.arms} arms of stored verdicts, "
+        return f"{said}each against its baseline, on models of {' to '.join(sizes)} parameters (--sigma replaces it)"
 
 
 @functools.lru_cache(8)

@@ -66,7 +66,7 @@ def describe_design(experiment: Experiment, outlook: Outlook) -> list[str]:
         share, loss, source = find_search_noise(outlook, outlook.sigma)
         wide = find_wider_window(share, len(outlook.arms), seeds, level)
         told = f"none of up to {WIDEST:g}, the widest tried" if wide is None else f"one of {wide:.2f} or more"
-        line = f"{WINDOW}: one of {TYPICAL:g} decades, the median of kept verdicts, is told from {told} (power 0.8)"
+        line = f"{WINDOW}: one of {TYPICAL:g} decades, the median of stored verdicts, is told from {told} (power 0.8)"
         lines.append(f"{line}; assumed: σ is {100 * share:.2g} % of a loss of {loss:.3g}, {source}")
     if experiment.tune:
         lines.append(
@@ -84,8 +84,8 @@ def find_search_noise(outlook: Outlook, sigma: float) -> tuple[float, float, str
     if outlook.proxies:
         sigma = max(sigma, math.sqrt(2) * find_run_noise(params).sigma)
     if (noise := find_noise("val_loss", params)) is None:
-        return sigma / LOSS, LOSS, "as no verdict on a model of about this size is kept"
-    return sigma / noise.loss, noise.loss, "that of kept verdicts on models of about this size"
+        return sigma / LOSS, LOSS, "as no verdict on a model of about this size is stored"
+    return sigma / noise.loss, noise.loss, "that of stored verdicts on models of about this size"
 
 
 @functools.lru_cache(8)
@@ -149,7 +149,7 @@ def tell_blind(experiment: Experiment, each: Expectation, seen: float, sigma: fl
     if each.verdict in (None, "any") or effect is None or abs(effect) >= seen:
         return []
     what = (
-        f"the source's effect is {format_number(published, '+g')}"
+        f"the published effect is {format_number(published, '+g')}"
         if published is not None
         else f"the margin is {effect:g}"
     )

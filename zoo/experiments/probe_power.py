@@ -45,10 +45,10 @@ class ProbePower:
     def source(self) -> str:
         """The source of the noise, in words."""
         if self.sigma is None:
-            return "no run is kept (--sigma)"
+            return "no run is stored (--sigma)"
         if not self.noises:
             return "the file"
-        return f"other models, for {' and '.join(self.foreign)}" if self.foreign else "kept runs of both"
+        return f"other models, for {' and '.join(self.foreign)}" if self.foreign else "stored runs of both"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the detectable difference as plain data."""
@@ -87,21 +87,22 @@ def make_power_table(experiment: Experiment, powers: Sequence[ProbePower]) -> Te
         told = "" if seen is None else "none" if math.isinf(seen) else f"{seen:.2g}{of} or more"
         sigma = "unknown" if each.sigma is None else f"{each.sigma:.2g}"
         rows.append([describe_pair(each.expected), sigma, told, each.source])
-    return TextTable("", (experiment.metric, "σ of a pair", f"{seeds} seeds detect", "σ from"), rows, (1, 2))
+    header = (experiment.metric, "σ of difference", f"detectable with {seeds} seeds", "source of σ")
+    return TextTable("", header, rows, (1, 2))
 
 
 def list_power_notes(experiment: Experiment, powers: Sequence[ProbePower]) -> list[str]:
     """List notes on the table's assumptions: the power, and the source of σ."""
     assert experiment.probe is not None
     holm = f", after Holm over {len(powers)} comparisons" if len(powers) > 1 else ""
-    notes = [f"detect: the smallest true difference that is shown with a power of {POWER:g}{holm}"]
+    notes = [f"detectable: the smallest true difference that is shown with a power of {POWER:g}{holm}"]
     if any(each.detected == math.inf for each in powers):
         notes.append("none: no difference that large is possible")
     other = [noise for each in powers for noise in each.foreign.values()]
     if other:
         aside = "" if all(each.alike for each in other) else " at other settings"
         models = ", ".join(dict.fromkeys(model for each in other for model in each.models))
-        notes.append(f"other models: σ is pooled over kept runs of {experiment.probe.name}{aside}, of {models}")
+        notes.append(f"other models: σ is pooled over stored runs of {experiment.probe.name}{aside}, of {models}")
     return notes
 
 

@@ -22,13 +22,13 @@ FIXED = "fixed"
 """Word for a recipe that does not search its learning rates."""
 WITHDRAWN = "withdrawn"
 """Word that replaces the number of expectations that hold, for a withdrawn recipe."""
-FINDINGS = ("expected", "source", "found", "value", "p", "holds")
+FINDINGS = ("expected", "published", "found", "value", "p", "holds")
 
 
 BOUNDS = {None: "", "at least": "≥ ", "at most": "≤ "}
 DECIDED = (
-    "± and p: of the test that decided, of a difference or of equivalence; corrected over all comparisons of the "
-    "experiment (Holm, 1979)"
+    "± and p: those of the deciding test (difference or equivalence), corrected over all comparisons of the experiment "
+    "(Holm, 1979)"
 )
 OPEN = "≥, ≤, unknown: a window of learning rates reaches the last rate tried, so that its width is a lower bound"
 
@@ -106,12 +106,12 @@ def make_outcome_tables(
     if outcome is None:
         took = f"Not run yet: zoo recipes {name} --run (at most {recipe.minutes} minutes on two cores)"
         rows = [[describe_pair(each), each.verdict or describe_bounds(each), each.paper] for each in recipe.expect]
-        return [*head, took, TextTable("", ("expected of", "expected", "source"), rows)]
+        return [*head, took, TextTable("", ("comparison", "expected", "published"), rows)]
     seeds = max((len(own) for by_arm in outcome.values.values() for own in by_arm.values()), default=0)
     margin = "" if recipe.margin is None else f", margin ±{recipe.margin:g}"
     took = describe_training(recipe, outcome)
     form = "short form, " if outcome.form == "short" else ""
-    ran = f"{form}{seeds} seeds an arm, {describe_rates(recipe)} learning rates{margin}; {outcome.date}, {took}"
+    ran = f"{form}{seeds} seeds per arm, {describe_rates(recipe)} learning rates{margin}; {outcome.date}, {took}"
     rows = [list_cells(each, recipe, outcome.level) for each in outcome.findings]
     rates = rate_table.list_rows(outcome.searches, outcome.noise)
     compared = sum(each.p is not None for each in outcome.findings)
@@ -154,7 +154,7 @@ def list_missing(outcome: ExperimentOutcome) -> list[str]:
 
 
 def list_remarks(recipe: Experiment, outcome: ExperimentOutcome) -> list[str]:
-    """Write a line on each row of FINDINGS that is easily misread: a margin that includes the source's effect, a
+    """Write a line on each row of FINDINGS that is easily misread: a margin that includes the published effect, a
     significant difference within the margin, a difference of windows that is only a bound, rates from a proxy, and
     rates off the best one."""
     small = [
@@ -183,8 +183,8 @@ def list_wide_margins(recipe: Experiment) -> list[str]:
     """List a line for each margin that includes the paper's effect, so that equivalence agrees with the paper too.
     Expectations of equivalence are left out."""
     return [
-        f"{describe_pair(each)}: the source's effect of {format_number(each.effect, '+g')} lies within the margin "
-        f"±{margin:g}: equivalent would agree with the source too"
+        f"{describe_pair(each)}: the published effect of {format_number(each.effect, '+g')} lies within the margin "
+        f"±{margin:g}: equivalence would agree with it too"
         for each in recipe.expect
         if each.verdict != "equivalent"
         and each.effect is not None
@@ -226,7 +226,7 @@ def _format_arm(values: Sequence[float | None]) -> str:
 
 def make_plan_table(planned: Mapping[str, Mapping[str, float]]) -> TextTable:
     """Make the table of a probe's experiment before it runs (`probing.plan_probe`)."""
-    header = ("arm", "trainings", *COSTS[1:])
+    header = ("arm", "training runs", *COSTS[1:])
     rows = [
         [arm, f"{costs['trainings']:.0f}", *(format_cost(name, costs.get(name)) for name in CURRENCIES)]
         for arm, costs in planned.items()

@@ -47,7 +47,7 @@ SHOWN = {"code": "Zoo's code", "models": "the arms' models"}
 LOSS = "val_loss"
 """The metric by which runs are known to be the same ones. Accuracies of different runs may be equal."""
 
-UNREGISTERED = "Not registered: registrations are kept from 30 November 2026, of probes and ladders from 1 December"
+UNREGISTERED = "Not registered: registration began on 30 November 2026 (of probes and ladders: 1 December)"
 
 
 def register(experiment: Experiment, folder: Path, models: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.ladder.ladder_plan import Ladder
 
 RULE = """\
-Rule: d_model / n_layers, head width, query heads a key head, d_ff / d_model as
+Rule: d_model / n_layers, head width, query heads per key head, d_ff / d_model as
 in the model, as near as whole numbers come, and two layers at least. All sizes
 have one batch: that of the smallest by OLMo-core's rule, 2048 · 160 ·
 (N / 108M)^⅔ tokens, but 300 updates at least before its first point. AdamW at
@@ -43,8 +43,8 @@ def format_plan(ladder: Ladder) -> str:
     rungs = ladder.rungs
     multiples = ", ".join(f"{tokens / ladder.largest:.3g}" for tokens in rungs[-1].tokens)
     seeds = sum(each.params == ladder.largest for each in rungs)
-    total = [f"{len(rungs)} runs", *([f"{seeds} seeds a size"] if seeds > 1 else [])]
-    total += [f"{sum(len(each.tokens) for each in rungs)} points", f"{multiples} tokens a parameter"]
+    total = [f"{len(rungs)} runs", *([f"{seeds} seeds per size"] if seeds > 1 else [])]
+    total += [f"{sum(len(each.tokens) for each in rungs)} points", f"{multiples} tokens per parameter"]
     total.append(_format_cost(_list_runs(ladder)))
     lines = []
     if not all(each.timed or each.seconds is None for each in rungs):
@@ -146,7 +146,7 @@ def make_speedup_table(first: str, trends: Mapping[str, SpeedupTrend]) -> TextTa
         rows.append([name, "slope", slope, f"{_format_ends(trend.interval)}: {trend.survives}"])
         rows += [[name, "in doubt", "", trend.doubt]] if trend.doubt else []
     title = f"Compute-optimal speedup over {first}; slope: d ln speedup / d ln FLOPs"
-    return TextTable(title, ("arm", "at", "speedup", "95 % interval"), rows, (1, 2))
+    return TextTable(title, ("arm", "FLOPs", "speedup", "95 % interval"), rows, (1, 2))
 
 
 def _format_ends(ends: tuple[float, float] | None, sign: str = "") -> str:
@@ -168,7 +168,7 @@ def draw_ladder(
         for color, (size, own) in enumerate(sorted(losses.items()))
     ]
     at = [math.log10(each["tokens"]) for each in held_out]
-    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted, 95 %", len(losses)))
+    curves.append(Curve(at, [each["predicted"] for each in held_out], "predicted, 95 % interval", len(losses)))
     curves += _make_bars(at, [each["interval"] for each in held_out], len(losses))
     title = f"{name}: validation loss (nats)" if name else "validation loss (nats)"
     return draw_panel(title, curves, "log₁₀(training tokens)", width=720, height=400)
@@ -181,7 +181,7 @@ def draw_speedups(first: str, trends: Mapping[str, SpeedupTrend]) -> str:
         at = list(map(math.log10, trend.flops))
         curves.append(Curve(at, [each.factor for each in trend.speedups], name, color, marks=True))
         curves += _make_bars(at, [each.interval for each in trend.speedups], color)
-    title = f"compute-optimal speedup over {first}, 95 %"
+    title = f"compute-optimal speedup over {first}, 95 % intervals"
     return draw_panel(title, curves, "log₁₀(training FLOPs)", width=720, height=300)
 
 

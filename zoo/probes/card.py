@@ -24,14 +24,13 @@ chosen learning rate, and the width of the window of good learning rates."""
 
 LEGEND = (
     "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
-    "steps: updates until 90 % of the answers are right on rows as in training; after > "
-    "(censored): not within so many, which were all that ran.",
-    "accuracy: at the hardest level of training, ± one deviation over seeds.",
-    "guess: the accuracy, at that level, of a guess among the answers that a row makes possible.",
-    "no better than a guess: no level is reached, and at none is the accuracy a tenth of the way from the guess to 1.",
+    "steps: updates to 90 % accuracy on the training distribution; > N: not reached in all N updates (censored).",
+    "accuracy: at the hardest level of training, ± one standard deviation over seeds.",
+    "guess: accuracy, at that level, of guessing among the answers possible for the sequence.",
+    "no better than a guess: no level is reached, and (accuracy − guess) / (1 − guess) is below 0.1 at every level.",
     "lr window: decades of learning rate with 90 % of the best accuracy; ≥ if an end was not reached, - if even the "
     "best is no better than a guess.",
-    "state: keys and values, or recurrent states, of one row in float32. FLOPs: of a token, forward.",
+    "state: keys and values, or recurrent states, of one sequence in float32. FLOPs: forward, per token.",
 )
 """Explanations of a card's columns."""
 
@@ -71,7 +70,7 @@ def format_reach(outcome: ProbeOutcome) -> str:
         return f"{text}, no better than a guess"
     if "bits_per_parameter" in outcome.seeds[0].levels[max(outcome.chances)]:
         bits, _ = outcome.average(max(outcome.chances), "bits_per_parameter")
-        return f"{text}, {bits:.3f} bits a parameter"
+        return f"{text}, {bits:.3f} bits per parameter"
     return text
 
 

@@ -37,7 +37,7 @@ class DrawnEffect:
 
 def make_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]]) -> Figure:
     """Make a figure with a panel for each metric, given as its title and its effects, listed from top to bottom. The
-    margin of equivalence is a band behind an effect, the source's effect a diamond."""
+    margin of equivalence is a band behind an effect, the published effect a diamond."""
     from matplotlib.figure import Figure
 
     sizes = [len(effects) for _, effects in panels]
@@ -57,14 +57,14 @@ def make_forest(panels: Sequence[tuple[str, Sequence[DrawnEffect]]]) -> Figure:
         axes.tick_params(axis="x", labelsize=7)
     marks = {name: grid[0].plot([], [], "o-", color=color)[0] for name, color in COLORS.items()}
     marks["fixed learning rates"] = grid[0].plot([], [], "o-", color="black", **HOLLOW)[0]
-    marks["the source's effect"] = grid[0].plot([], [], "D", color="black", markersize=3.5)[0]
+    marks["published effect"] = grid[0].plot([], [], "D", color="black", markersize=3.5)[0]
     figure.legend(marks.values(), marks, frameon=False, fontsize=8, loc="outside lower center", ncols=len(marks))
     return figure
 
 
 def _draw_effect(axes: Axes, at: int, each: DrawnEffect, limit: float) -> None:
-    """Draw an effect at a height: band, interval, mark, and the source's effect above it. A mark beyond the limit is an
-    arrow at the edge."""
+    """Draw an effect at a height: band, interval, mark, and the published effect above it. A mark beyond the limit is
+    an arrow at the edge."""
     color, style = COLORS[each.verdict], HOLLOW if each.fixed_rate else {}
     if each.margin is not None:
         axes.fill_betweenx([at - 0.4, at + 0.4], -each.margin, each.margin, color="tab:blue", alpha=0.1, lw=0)

@@ -19,11 +19,11 @@ HEADER = ("arm", "lr", "best lr", "lowest loss", "window", "runs")
 NOTE = (
     "lr: the rate that ran\n"
     "best lr: the minimum of a parabola through the losses of the window, ×/÷ its standard error\n"
-    "lowest loss: of a run of the search, on its own seed and rows\n"
+    "lowest loss: in the runs of the search (another seed, other validation rows)\n"
     f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error; ≥: it reaches "
-    "the last rate tried; p: of no difference from the first arm's\n"
+    "the last rate tried; p: test of no difference from the first arm's window\n"
     "grid extended: with two rates beyond the five, as an arm's best was at the edge\n"
-    "N wide: on a proxy of N channels, whose noise is that of kept verdicts of its size where that is the larger"
+    "N wide: searched on a proxy of width N; the noise assumed is at least that of stored verdicts at its size"
 )
 
 MOVED = 0.17

@@ -86,7 +86,8 @@ def _draw_run(
 
 def _dress(axes: Axes, records: Mapping[str, RunRecord], x: str, metric: str, log: bool) -> None:
     if metric == "loss" and any("val_loss" in line for each in records.values() for line in each.lines):
-        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label="validation (last value)")
+        said = "validation (last value after the name)"
+        axes.plot([], [], "o--", color="grey", markersize=4, linewidth=1, label=said)
     if log:
         axes.set_yscale("log")
     _label_axes(axes, AXES[x], LABELS.get(metric, metric.replace("_", " ")))

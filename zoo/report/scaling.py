@@ -102,8 +102,8 @@ def make_fit_tables(fit: FittedLaw, held: Sequence[dict[str, Any]]) -> list[Text
             ]
             for each in optima
         ]
-        header = ("FLOPs", "parameters", "tokens", "tokens a parameter", "loss")
-        tables.append(TextTable("Compute-optimal sizes (6 FLOPs a parameter and token)", header, rows, range(5)))
+        header = ("FLOPs", "parameters", "tokens", "tokens per parameter", "loss")
+        tables.append(TextTable("Compute-optimal sizes (C = 6ND)", header, rows, range(5)))
     return tables
 
 
@@ -170,9 +170,9 @@ def format_isoflop(fit: IsoFlop, found: tuple[Law, ParabolaBias] | str) -> list[
         minimum = ["none"] * 2 if each.params is None else [format_count(each.params), format_count(each.tokens or 0)]
         off = [None, None] if bias is None else [bias.params[at], bias.tokens[at]]
         rows.append([*about, *minimum, *("" if value is None else f"{value:+.1%}" for value in off)])
-    header = ("FLOPs", "points", "sizes", "parameters", "tokens", "bias of parameters", "of tokens")
+    header = ("FLOPs", "points", "size range", "parameters", "tokens", "parameter bias", "token bias")
     return [
-        f"N = {fit.scale:.4g} · C^a, a = {fit.exponent:.4f}{between}; of tokens 1 − a",
+        f"N = {fit.scale:.4g} · C^a, a = {fit.exponent:.4f}{between}; for tokens 1 − a",
         TextTable("Minima of the parabolas", header, rows, range(7)),
         _say_bias(found),
     ]

@@ -133,11 +133,11 @@ TEMPLATE = """<h1>{{ name }}</h1>
 <p>Runs of one seed see the same data in the same order, so differences are taken seed by seed. An arm is better or
 worse by Student's t-test at 5 % over {{ family }} together (Holm, 1979), and its interval is that of the test. It is
 equivalent if two one-sided tests show its difference to be within the stated margin (Schuirmann, 1987). Otherwise the
-comparison is inconclusive: these seeds do not show a difference, and there may be one. The smallest difference that a
-design shows has a power of 0.8. Runs that diverged count: arms with some are compared by exact ranks, in which they
-come last. Arms that share no seed are compared by Welch's t. Learning rates that were searched have errors, which are
-part of the intervals. An effective speedup is how many times the arm's budget the baseline would need to reach the
-arm's loss, by its own scaling law.</p>
+comparison is inconclusive: these seeds do not show a difference, and there may be one. The smallest detectable
+difference is that detected with a power of 0.8. Arms with diverged runs are compared by an exact rank test, diverged
+runs last. Arms that share no seed are compared by Welch's t-test. The intervals include the standard error that a
+searched learning rate adds to an arm's loss. An effective speedup is how many times the arm's budget the baseline
+would need to reach the arm's loss, by its own scaling law.</p>
 {% endif %}
 {% if runs %}
 <h2>Runs</h2>

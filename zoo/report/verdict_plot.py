@@ -96,7 +96,8 @@ def _draw_differences(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(len(report.others)), [each.name for each in report.others], fontsize=8)
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(len(report.others) - 0.5, -0.5)
-    axes.set_xlabel("green better, red worse, blue equivalent, gray inconclusive", fontsize=8)
+    band = "\nband: margin of equivalence" if any(report.found[each.name].margin for each in report.others) else ""
+    axes.set_xlabel(f"green better, red worse, blue equivalent, gray inconclusive{band}", fontsize=8)
     metric = METRICS.get(report.metric, report.metric)
     axes.set_title(
         f"Difference in {metric} from\n{report.baseline.name}, 95 % CI (Holm over {report.family})", fontsize=9

@@ -158,7 +158,7 @@ class Report:
             own, theirs = each.diverged
             lost = f"{own} of {len(arm.runs)} runs diverged, {theirs} of {len(self.baseline.runs)}"
             exact = "" if each.divergence is None else f" (Fisher's exact {say_p(each.divergence, self.level)})"
-            said += f"; by exact ranks, diverged runs last: {lost} of {self.baseline.name}{exact}"
+            said += f"; by an exact rank test, diverged runs last: {lost} of {self.baseline.name}{exact}"
         return said if each.verdict != "inconclusive" else f"{said} ({self._describe_design(each)})"
 
     def _describe_design(self, each: Comparison) -> str:

@@ -104,7 +104,7 @@ def test_a_file_is_fitted_held_out_and_predicted_from_the_shell(tmp_path, monkey
     asked = ["fit", "points.csv", "--columns", "N,D,final", "--hold-out", "5", "--out", "fit.json"]
     assert run([*asked, "--bootstrap", "200"]) == 0
     said = capsys.readouterr().out
-    assert "115 points" in said and "Held-out points, predicted" in said and "tokens a parameter" in said
+    assert "115 points" in said and "Held-out points, predicted" in said and "tokens per parameter" in said
     assert run([*asked, "--bootstrap", "200", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert abs(found["alpha"]["value"] - CHINCHILLA.alpha) < 4 * found["alpha"]["error"]
