@@ -41,10 +41,10 @@ def test_a_price_opens_with_sentences_before_any_table(name: str, capsys: pytest
 def test_the_first_figures_are_those_of_the_tables() -> None:
     told = first_figures("llama3-8b", context=4096, batch=2, optimizer="muon")
     assert told["parameters"].startswith("8.03 B, all")
-    assert told["KV cache"].startswith("1.07 GB at 2 × 4,096 tokens (131 KB a token)")
+    assert told["KV cache"].startswith("1.07 GB at 2 × 4,096 tokens (131 KB per token)")
     windowed = first_figures("gemma3-1b", context=32768)["KV cache"]
-    assert windowed == "146 MB at 32,768 tokens (26.6 KB a token until windows are full)"
-    assert first_figures("gemma3-1b", context=512)["KV cache"].endswith("(26.6 KB a token)")
+    assert windowed == "146 MB at 32,768 tokens (26.6 KB per token until windows are full)"
+    assert first_figures("gemma3-1b", context=512)["KV cache"].endswith("(26.6 KB per token)")
     assert told["assumed"] == "batch 2 of 4,096 tokens, bf16; training: muon, mixed precision"
     memory = price(load("llama3-8b"), Setup(context=4096, batch=2, optimizer="muon"))["memory"]
     for line, peak, part, name in (
@@ -55,7 +55,7 @@ def test_the_first_figures_are_those_of_the_tables() -> None:
     chunked = price(load("llama3-8b"), Setup(context=4096, batch=2, optimizer="muon", chunked_loss=True))["memory"]
     saved = f"{chunked['train_peak'] / 1e9:.3g} GB with the loss in chunks, as in zoo train"
     assert told["training"].endswith(f"; {saved}")
-    assert first_figures("mixtral-8x7b")["parameters"] == "46.7 B, 12.9 B of them active for each token"
+    assert first_figures("mixtral-8x7b")["parameters"] == "46.7 B, 12.9 B of them active per token"
 
 
 def test_the_parts_of_generating_add_up_to_its_peak() -> None:

@@ -157,7 +157,7 @@ def test_the_table_of_stats_fits_eighty_columns_and_shows_the_exact_count(name: 
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert f"{zoo.stats(name)['params']['total']:,}" in out
-    assert re.search(r"a token +[\d,]+ B +[\d.]+ [KM]?B \([\d.]+ [KM]iB\)", out)
+    assert re.search(r"per token +[\d,]+ B +[\d.]+ [KM]?B \([\d.]+ [KM]iB\)", out)
 
 
 def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) -> None:

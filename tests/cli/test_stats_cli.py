@@ -328,7 +328,7 @@ def test_a_roofline_says_what_binds_each_use(name: str) -> None:
         re.search(rf"{use}.*, batch 2 .*(compute|memory)-bound ", out.replace("decoding", "decode")) for use in uses
     ]
     assert ("decoding a token, batch 2" in out) == (name != "bert-base")
-    assert re.search(r"training, 40 % MFU, 8 GPUs +.* a step", out) and "GPU hours" in out
+    assert re.search(r"training, 40 % MFU, 8 GPUs +.*/step", out) and "GPU hours" in out
 
 
 def test_what_to_change_first_is_said_with_what_it_saves() -> None:
@@ -393,7 +393,7 @@ def test_adapters_and_frozen_weights_are_priced_as_a_run_trains_them(printed):
 
 def test_a_part_that_trains_is_told_first_and_in_a_sweep(printed):
     text = printed("stats", "llama-tiny", "--train", "norm*", "--precision", "fp32")
-    assert re.search(r"^  trained     \d+, 0\.\d\d % of all; .* a checkpoint$", text, re.MULTILINE)
+    assert re.search(r"^  trained     \d+, 0\.\d\d % of all; .* per checkpoint$", text, re.MULTILINE)
     assert "FLOP with backward of the trained part" in " ".join(text.split())
     text = printed("stats", "llama-tiny", "--train", "norm*", "--convention", "palm")
     assert "FLOP with backward of all weights (palm)" in " ".join(text.split())

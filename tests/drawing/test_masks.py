@@ -79,10 +79,10 @@ def test_a_choice_is_named_and_captioned_as_what_it_is():
     choices = {each.name: each for each in list_choices("attention")}
     assert choices["delta_net"].element.title == "DeltaNet"
     said = {
-        "longformer": ("keys, both ways", "global tokens not drawn"),
-        "fourier": ("tokens, mixed without keys, both ways, as in fnet",),
-        "nystrom": ("through 64 landmarks", "both ways, as in nystromformer"),
-        "transformer_xl": ("keys, both ways, as in xlnet",),
+        "longformer": ("keys, bidirectional", "global tokens not drawn"),
+        "fourier": ("tokens, mixed without keys, bidirectional, as in fnet",),
+        "nystrom": ("through 64 landmarks", "bidirectional, as in nystromformer"),
+        "transformer_xl": ("keys, bidirectional, as in xlnet",),
         "side_by_side": ("keys", "through a state"),
         "gqa": ("keys",),
         "mamba2": ("through a state",),

@@ -157,7 +157,7 @@ def test_a_shared_block_is_an_attention_of_one_set_of_weights():
     hybrid = plan_model(load("zamba-7b"), "").towers[0].layer("hybrid")
     shared = hybrid.elements["shared"]
     assert (shared.title, shared.color) == ("shared attention + FFN", "attention")
-    assert (shared.rows[0][1], shared.kept) == ("one set of weights for 13 layers", "caches 14,848 values a token")
+    assert (shared.rows[0][1], shared.kept) == ("one set of weights for 13 layers", "caches 14,848 values per token")
     assert list_colors(hybrid) == ["recurrent-line", "attention-line"]
 
 
@@ -195,7 +195,7 @@ def test_a_card_is_as_large_as_a_links_picture_and_states_the_exact_numbers():
     spec = load("llama3-8b")
     card = draw_card(plan_model(spec, "llama3-8b"), spec)
     assert (card.width, card.height) == (1200, 630)
-    assert "8,030,261,248 parameters · 131,072 bytes of cache a token" in texts(card)
+    assert "8,030,261,248 parameters · 131,072 bytes of cache per token" in texts(card)
     assert smallest_text(card) >= 6
 
 
@@ -203,7 +203,7 @@ def test_a_card_says_of_windows_that_a_tokens_cache_is_not_the_mean():
     spec = load("gpt-oss-20b")
     said = texts(draw_card(plan_model(spec, "gpt-oss-20b"), spec))
     assert "paler: with a window" in said
-    assert any(text.endswith("49,152 bytes of cache a token until windows are full") for text in said)
+    assert any(text.endswith("49,152 bytes of cache per token until windows are full") for text in said)
 
 
 def test_a_terminals_drawing_has_the_residual_ways_beside_the_layers():

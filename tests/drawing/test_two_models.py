@@ -22,10 +22,11 @@ def test_equal_models_have_nothing_lit():
 
 def test_a_changed_field_is_lit_alone_on_both_sides():
     one, two = plan("llama3-8b"), plan("llama3-8b", "n_kv_heads=2")
-    assert [each.what for each in find_differences(one, two)] == ["8 KV heads", "caches 2,048 values a token"]
-    assert [each.what for each in find_differences(two, one)] == ["2 KV heads", "caches 512 values a token"]
+    assert [each.what for each in find_differences(one, two)] == ["8 KV heads", "caches 2,048 values per token"]
+    assert [each.what for each in find_differences(two, one)] == ["2 KV heads", "caches 512 values per token"]
     shown = lit(one, two)
-    assert {"8 KV heads ·", "caches 2,048 values a token", "2 KV heads ·", "caches 512 values a token"} <= set(shown)
+    cached = {f"caches {count} values per token" for count in ("2,048", "512")}
+    assert {"8 KV heads ·", "2 KV heads ·"} | cached <= set(shown)
     assert not any("head dim" in text or "RoPE" in text or "d_ff" in text for text in shown)
 
 

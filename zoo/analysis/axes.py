@@ -190,5 +190,5 @@ def find_source(component: Spec, comment: str) -> str:
 def describe_looks(component: Spec) -> str:
     """Say in which direction a component reads along the tokens. The text is empty for a component that fits both
     directions and is not an attention."""
-    either = "both ways, or only backwards in a decoder" if component.axis == "attention" else ""
-    return {None: either, True: "only backwards (in decoders)", False: "both ways (in encoders)"}[component.causal]
+    either = "bidirectional, or causal in a decoder" if component.axis == "attention" else ""
+    return {None: either, True: "causal (in decoders)", False: "bidirectional (in encoders)"}[component.causal]

@@ -81,7 +81,7 @@ def _list_lines(
         yield f"| {tower or 'Layers'} | {each.n_layers}: {kinds}; width {each.d_model:,} |"
     yield f"| Vocabulary, longest text | {spec.vocab_size:,} tokens, {spec.max_seq_len:,} tokens |"
     yield f"| Parameters | {counts['total']:,} |"
-    yield f"| Active for a token | {counts['active']:,} |"
+    yield f"| Active per token | {counts['active']:,} |"
     yield f"| Without embeddings | {counts['non_embedding']:,} |"
     if run is not None and folder is not None:
         yield from ("", "## Training", "", *_list_training(run, settings, folder))

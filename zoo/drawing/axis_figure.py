@@ -145,7 +145,7 @@ def _draw_mask(grid: MaskGrid, choice: Choice, width: float) -> DrawnBox:
     side = len(grid.seen) * CELL
     recurrent = getattr(choice.component, "recurrent", None)
     held = ((), "", "") if recurrent is None else (find_grid(recurrent, True).seen, "recurrent-line", "through a state")
-    cells, fill, said = (grid.pooled, "table-line", "keys of pools") if grid.pooled else held
+    cells, fill, said = (grid.pooled, "table-line", "pooled keys") if grid.pooled else held
     if cells:
         shapes += shift_items(_draw_cells(cells, fill), width - side - 2, 0)
         shapes.append(Label(width - side - 2, side + 16, said, SMALL, color="muted"))
@@ -162,7 +162,8 @@ def _say_mask(grid: MaskGrid, choice: Choice) -> str:
     said = [name_seen(choice.component)]
     said += [f"of the last {width} tokens"] if width else []
     if not choice.causal:
-        said.append("both ways" + "".join(f", as in {each}" for each in find_users("attention", choice.name)[1][:1]))
+        users = find_users("attention", choice.name)[1][:1]
+        said.append("bidirectional" + "".join(f", as in {each}" for each in users))
     said += [f"one token in {grid.step} drawn"] if grid.step > 1 else []
     said += ["an indexer chooses among these"] if choice.component.chooser is not None else []
     hidden = " and ".join(list_hidden(choice.component))

@@ -218,7 +218,7 @@ def _tip(element: Element) -> str:
     share = element.share
     figures = [f"{share.params:,} parameters"] if share.params else []
     figures += [f"{share.active:,} active"] if share.active != share.params else []
-    figures += [f"{share.flops:,.0f} FLOPs a token"] if share.flops else []
+    figures += [f"{share.flops:,.0f} FLOPs per token"] if share.flops else []
     figures += [f"{share.cache:,.0f} bytes of cache"] if share.cache else []
     said = [" ".join(filter(None, row)) for row in element.rows]
     return "\n".join(filter(None, [f"{element.name}: {element.title}", element.about, *said, *figures]))

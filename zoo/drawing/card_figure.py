@@ -51,7 +51,7 @@ def say_exactly(plan: ModelPlan) -> str:
     if plan.generates:
         grown = cache["bytes_per_token"] * cache["tokens"] + cache["cross_bytes"] + cache["state_bytes"]
         until = " until windows are full" if cache["bytes"] < grown else ""
-        found.append(f"{cache['bytes_per_token']:,} bytes of cache a token{until}")
+        found.append(f"{cache['bytes_per_token']:,} bytes of cache per token{until}")
     return " · ".join(found)
 
 

@@ -44,7 +44,7 @@ class ExpertCounts:
     times: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.count:,} experts, {self.active:.3g} a token"
+        return f"{self.count:,} experts, {self.active:.3g} per token"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class ModelPlan:
         params, cache = self.figures["params"], self.figures["kv_cache"]
         found = [(format_count(params["total"]), "parameters")]
         if params["active"] != params["total"]:
-            found.append((format_count(params["active"]), "active a token"))
+            found.append((format_count(params["active"]), "active per token"))
         found.append((" + ".join(str(len(tower.pattern)) for tower in self.towers), "layers"))
         found += [(f"{self.width:,}", "width"), (f"{self.vocabulary:,}", "vocabulary")]
         if self.generates:
@@ -343,5 +343,5 @@ def say_kept(spec: Spec) -> str:
     """Describe a component's cache during generation: values per token, and values of its state."""
     cached, state = (sum(map(math.prod, kept.values())) for kept in (spec.cache(), spec.state()))
     rate = spec.sight.rate if isinstance(spec, Attention) else 1
-    said = [f"caches {cached:,} values {'a token' if rate == 1 else f'every {rate} tokens'}"] if cached else []
+    said = [f"caches {cached:,} values {'per token' if rate == 1 else f'every {rate} tokens'}"] if cached else []
     return " · ".join([*said, *([f"state of {state:,} values"] if state else [])])

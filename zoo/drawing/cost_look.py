@@ -13,7 +13,7 @@ from zoo.units import format_count, format_share, format_si
 LEVELS = (0.01, 0.05, 0.2, 0.5)
 """Fractions of the model's cost at which a box's colour changes."""
 
-COSTS = {"params": "parameters", "flops": "FLOPs of a token", "cache": "cache of a sequence"}
+COSTS = {"params": "parameters", "flops": "FLOPs per token", "cache": "cache per sequence"}
 """Costs by which boxes can be coloured."""
 
 

@@ -147,7 +147,7 @@ def list_costs(plan: ModelPlan, other: ModelPlan) -> list[tuple[str, str, str, s
     rows = [
         ("parameters", first.params, second.params, format_count),
         ("active parameters", first.active, second.active, format_count),
-        (f"FLOPs a token, mean over {tokens:,}", first.flops, second.flops, format_si),
+        (f"FLOPs per token, mean over {tokens:,}", first.flops, second.flops, format_si),
         (f"cache of {tokens:,} tokens", first.cache, second.cache, partial(format_si, unit="B")),
     ]
     return [(name, say(a), say(b), say_change(a, b)) for name, a, b, say in rows if a or b]

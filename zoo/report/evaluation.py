@@ -28,7 +28,7 @@ def format_losses(found: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
     measures = list(rows[0].get("measures", ()))
     figures = ("loss", "perplexity", "bits per byte", *measures)
     table = [line for row in rows for line in _list_rows(row, measures)]
-    header, table = drop_empty(("weights", "computes in", "source", *figures, "loss over exact"), table)
+    header, table = drop_empty(("weights", "computes in", "source", *figures, "Δ loss vs exact"), table)
     lines.append(align_columns([header, *table], right=range(header.index("loss"), len(header))))
     lines += ["", *(row["made"] for row in rows if "made" in row)] if beside else []
     return "\n".join(lines)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 PARTS = {
     "weights": "weights",
     "kv_cache": "KV cache",
-    "prefill": "activations while reading prompts",
-    "generate_activations": "activations while reading prompts",
+    "prefill": "prefill activations",
+    "generate_activations": "prefill activations",
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "activations": "activations",
@@ -66,13 +66,13 @@ def format_first_figures(lines: Sequence[tuple[str, str]]) -> str:
 
 def _parameters(counted: Mapping[str, Any]) -> str:
     if counted["active"] == counted["total"]:
-        return f"{format_count(counted['total'])}, all of them active for each token"
-    return f"{format_count(counted['total'])}, {format_count(counted['active'])} of them active for each token"
+        return f"{format_count(counted['total'])}, all of them active per token"
+    return f"{format_count(counted['total'])}, {format_count(counted['active'])} of them active per token"
 
 
 def _trained(counted: Mapping[str, Any]) -> str:
     size = format_si(counted["checkpoint"], "B")
-    return f"{format_count(counted['parameters'])}, {counted['share']:.2%} of all; {size} a checkpoint".replace(
+    return f"{format_count(counted['parameters'])}, {counted['share']:.2%} of all; {size} per checkpoint".replace(
         "%", " %"
     )
 
@@ -86,7 +86,7 @@ def _cache(cache: Mapping[str, Any]) -> tuple[str, str] | None:
         return "state", f"{size}, the same for any number of tokens (no KV cache)"
     whole = cache["bytes_per_token"] * cache.get("tokens", 0) * cache.get("batch", 1)  # if every layer kept all tokens
     until = " until windows are full" if cache["bytes"] - states - cache["cross_bytes"] < 0.99 * whole else ""
-    told = f"{size} at {format_sequences(cache)} ({format_si(cache['bytes_per_token'], 'B')} a token{until})"
+    told = f"{size} at {format_sequences(cache)} ({format_si(cache['bytes_per_token'], 'B')} per token{until})"
     if cache["cross_bytes"]:
         told += f", {format_si(cache['cross_bytes'], 'B')} of it cross-attention's"
     return "KV cache", told + (f", {format_si(states, 'B')} of it states" if states else "")
@@ -122,7 +122,8 @@ def _peak(memory: Mapping[str, Any], name: str, part: str, size: int) -> str:
 
 
 def _flops(flops: Mapping[str, Any], *, partly: bool) -> str:
-    found = f"{format_si(flops['forward'], 'FLOP')} a token forward, {format_si(flops['train'], 'FLOP')} with backward"
+    forward, train = (format_si(flops[name], "FLOP") for name in ("forward", "train"))
+    found = f"{forward} per token forward, {train} with backward"
     convention = str(flops["convention"]).partition(":")[0]
     if partly:
         found += " of the trained part" if convention in MEASURED else " of all weights"

@@ -12,8 +12,8 @@ from zoo.units import format_change
 SHOWN, VALUES = 6, 5
 """Maximum names of models in a line, and maximum values listed."""
 
-HEAD = ("choice", "paper", "time", "a token", "cache", "models", "families")
-LEGEND = "Time of T tokens, time of one more, and what is kept for generating: how a choice itself grows with T."
+HEAD = ("choice", "paper", "time", "per new token", "cache", "models", "families")
+LEGEND = "How the choice's own cost grows with T tokens: the time of all, the time per new token, and the cache."
 CELL = 3
 """Maximum names in a cell of the table of an axis."""
 
@@ -71,9 +71,9 @@ def list_facts(page: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if page["source"]:
         yield "paper", page["source"]
     if page.get("looks"):
-        yield "reads", page["looks"]
+        yield "direction", page["looks"]
     if "time" in page:
-        more = f", {page['token']} for one more token, cache {page['cache']}" if page["token"] != "-" else ""
+        more = f", {page['token']} per new token, cache {page['cache']}" if page["token"] != "-" else ""
         yield "growth", f"time {page['time']}{more}"
 
 
@@ -154,7 +154,7 @@ def _write_change(name: str, pair: Mapping[str, float]) -> str:
     before, after = pair["before"], pair["after"]
     share = f", {format_change((after - before) / before)}" if before else ""
     unit = " B" if name in ("cache a token", "recurrent state") else ""
-    return f"{name} {after - before:+,.0f}{unit}{share}"
+    return f"{name.replace(' a token', ' per token')} {after - before:+,.0f}{unit}{share}"
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -62,7 +62,7 @@ def _use(title: str, use: Mapping[str, Any]) -> Iterator[TextRow]:
 def _training(train: Mapping[str, Any]) -> Iterator[TextRow]:
     gpus = f"{train['gpus']:,} GPUs" if train["gpus"] != 1 else "1 GPU"
     label = f"training, {100 * train['mfu']:.3g} % MFU, {gpus}"
-    yield label, f"{format_figure(train['seconds'], 's')} a step", format_si(train["tokens_per_second"], "tok/s")
+    yield label, f"{format_figure(train['seconds'], 's')}/step", format_si(train["tokens_per_second"], "tok/s")
     if "days" in train:
         told = f"{format_figure(86400 * train['days'], 's')}", f"{format_si(train['gpu_hours'])} GPU hours"
         yield f"  {format_si(train['train_tokens']).replace('G', 'B')} tokens", *told

@@ -61,11 +61,11 @@ def _phases(found: Mapping[str, int], name: str) -> list[str]:
         return []
     read, decode = found["prefill"], found["decode"]
     if read == decode:
-        told = f"limited by weights and cache; reading all prompts at once lowers the largest {name} no further"
+        told = f"limited by weights and cache; prefill of all prompts at once lowers the largest {name} no further"
     else:
         told = (
-            f"limited by reading all prompts at once, which has room for {name} {read:,}. Decoding has room for "
-            f"{decode:,}: reading prompts in chunks allows it (--cache-only)"
+            f"limited by prefill of all prompts at once, which has room for {name} {read:,}. Decoding has room for "
+            f"{decode:,}: chunked prefill allows it (--cache-only)"
         )
     return [wrap_text(told, 2, 4, hyphens=False)]
 
@@ -84,7 +84,7 @@ def format_shortage(answer: Mapping[str, Any]) -> str:
 def format_gpus(rows: Sequence[Mapping[str, Any]], title: str, train: bool) -> str:
     """Format one row per GPU, in the order given."""
     how = "ZeRO stage" if train else "tensor parallel"
-    cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "in all", "on each", "of usable")]
+    cells = [(title, "", "", "", "", ""), ("GPU", "GPUs", how, "memory, total", "needed per GPU", "of usable")]
     for row in rows:
         room, needed = row["room"], row["needed"]["total"]
         count = f"{row['gpus']:,}" if row["fits"] else f"not on {row['gpus']:,}"
@@ -108,7 +108,7 @@ def format_shapes(found: Sequence[Mapping[str, Any]], model: str) -> str:
     dims = [name for name in ("d_model", "n_layers", "d_ff") if name in found[0]]
     figures = list(found[0]["figures"])
     kv = "n_kv_heads" in found[0]
-    rows = [(*dims, "heads (kv)" if kv else "heads", "aspect", *(FIGURES[name] for name in figures), "share")]
+    rows = [(*dims, "heads (kv)" if kv else "heads", "aspect", *(FIGURES[name] for name in figures), "of budget")]
     for each in found:
         heads = " ".join(filter(None, (str(each.get("n_heads", "")), f"({each['n_kv_heads']})" if kv else "")))
         priced = (format_si(v, "B") if "bytes" in k or k == "memory" else f"{v:,}" for k, v in each["figures"].items())
@@ -132,13 +132,13 @@ def format_meshes(answer: Mapping[str, Any], title: str) -> str:
     mesh = ", ".join(f"{name}: {size}" for name, size in first["mesh"].items())
     head = (
         f"{title}: training on {answer['count']:,} × {answer['gpu']}, {answer['sequences']:,} sequences of "
-        f"{answer['context']:,} tokens a step. {answer['candidates']:,} ways were priced, {answer['fitting']:,} fit in "
-        f"{format_si(answer['room']['bytes'], 'B')}; a row is the fastest of its mesh. Of a GPU: batch (sequences × "
-        "microbatches), GB, tok/s, and per cent of a step that go to compute, exposed communication and the pipeline's "
-        "bubble."
+        f"{answer['context']:,} tokens per step. {answer['candidates']:,} ways were priced, {answer['fitting']:,} fit "
+        f"in {format_si(answer['room']['bytes'], 'B')}; each row is the fastest setting of its mesh. Per GPU: batch "
+        "(sequences × microbatches), GB, tok/s, and per cent of step time spent on compute, exposed communication and "
+        "pipeline bubble."
     )
     lines = [
-        f"The first takes {first['seconds']:.3g} s a step. In zoo train:",
+        f"The first takes {first['seconds']:.3g} s per step. In zoo train:",
         f"  parallel='{{{mesh}}}'",
         f"  batch_size={answer['sequences']} accumulate={first['microbatches']} recompute={first['recompute']}",
     ]

@@ -49,7 +49,7 @@ def test_a_batch_says_which_phase_binds_with_both_figures(capsys: pytest.Capture
         for more in ((), ("--cache-only",))
     )
     assert read < cached
-    assert f"limited by reading all prompts at once, which has room for batch {read}." in out
+    assert f"limited by prefill of all prompts at once, which has room for batch {read}." in out
     assert f"Decoding has room for {cached}:" in out
 
 

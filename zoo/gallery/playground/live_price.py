@@ -43,10 +43,10 @@ POINTS = 10
 
 FIGURES = {
     "params.total": ("parameters", "params"),
-    "params.active": ("active for each token", "params"),
-    "flops.forward": ("FLOPs a token, forward", "FLOP"),
-    "flops.train": ("FLOPs a token, training", "FLOP"),
-    "kv_cache.bytes_per_token": ("cache of one more token", "B"),
+    "params.active": ("active per token", "params"),
+    "flops.forward": ("FLOPs per token, forward", "FLOP"),
+    "flops.train": ("FLOPs per token, training", "FLOP"),
+    "kv_cache.bytes_per_token": ("cache per token", "B"),
     "kv_cache.state_bytes": ("recurrent states", "B"),
     "kv_cache.bytes": ("cache at this context", "B"),
     "memory.generate_peak": ("memory to generate", "B"),

@@ -5,7 +5,7 @@
 const LIMIT = 60_000; // milliseconds after which an answer is given up
 const TILES = ["params.total", "kv_cache.bytes", "memory.generate_peak", "memory.train_peak", "flops.forward"];
 const SHORT = { "params.total": "parameters", "kv_cache.bytes": "cache", "memory.generate_peak": "to generate",
-  "memory.train_peak": "to train", "flops.forward": "FLOPs a token" };
+  "memory.train_peak": "to train", "flops.forward": "FLOPs per token" };
 const MAIN = ["attention", "position", "norm", "block", "ffn", "router", "activation"];
 const HERE = location.protocol === "file:" ? "file" : "server";
 
