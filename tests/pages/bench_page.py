@@ -55,7 +55,7 @@ def write_section(isa: str, reports: Sequence[Report]) -> str:
     reports = [report for report in reports if report["race"]["workload"] != "engine"]
     names = list(dict.fromkeys(name for report in reports for name in [*report["contenders"], *report["absent"]]))
     names.sort(key=lambda name: (not name.startswith(OURS), name != OURS))  # stable: ours first
-    table = [["what", *names, "of its linears"], ["---"] * (len(names) + 2)]
+    table = [["what", *names, "of linears alone"], ["---"] * (len(names) + 2)]
     table += [[name_race(report["race"]), *_write_cells(report, names), _write_share(report)] for report in reports]
     lines = [f"### {name_isa(isa)}", ""]
     if reports:
@@ -63,7 +63,7 @@ def write_section(isa: str, reports: Sequence[Report]) -> str:
     for report in alone:
         race, processor = report["race"], report["processor"]
         where = f"{report['date'][:10]}, {processor['name']}, {race['threads']} threads, torch {report['torch']}"
-        head = ["the engine beside itself", "", "against", "ratio", "goal"]
+        head = ["the engine beside itself", "value", "baseline", "ratio", "goal"]
         lines += ["", f"{where}:", "", *_write_table([head, ["---"] * 5, *list_scenario_cells(report)])]
     return "\n".join(lines)
 
@@ -123,7 +123,7 @@ def _list_notes(reports: Sequence[Report]) -> list[str]:
         if race["compile"]:
             said.append("start-up " + ", ".join(f"{name} {row['startup']:.0f} s" for name, row in rows.items()))
         if ways := {way: ms for of in report["machine"].get("linears", {}).values() for way, ms in of.items()}:
-            said.append("bare linears, ms a step: " + ", ".join(f"{way} {ms:.1f}" for way, ms in ways.items()))
+            said.append("linears alone, ms per step: " + ", ".join(f"{way} {ms:.1f}" for way, ms in ways.items()))
         said += [f"{name} multiplies: {row['ways']}" for name, row in rows.items() if row.get("ways")]
         said += [f"{name}: {why}" for name, why in report["absent"].items() if not why.startswith("not raced")]
         if line := describe_crowd(rows):

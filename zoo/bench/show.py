@@ -34,8 +34,8 @@ def make_scenario_table(report: Mapping[str, Any]) -> "Table":
     from rich.table import Table
 
     grid = Table(title=f"engine, {_describe_terms(report)}", title_justify="left")
-    for name in ("", "", "against", "ratio", "goal"):
-        grid.add_column(name, justify="right" if name else "left")
+    for name in ("scenario", "value", "baseline", "ratio", "goal"):
+        grid.add_column(name, justify="left" if name in ("scenario", "value") else "right")
     for row in list_scenario_cells(report):
         grid.add_row(*row)
     return grid
@@ -78,11 +78,11 @@ def list_columns(report: Mapping[str, Any]) -> dict[str, Callable[[str, Row], st
         columns = {"tok/s": lambda name, row: f"{row['rate']:,.1f}"}
     for key, ours in (("ratios", OURS), ("ratios_weights", f"{OURS} {race['weights']}")):
         if any(row[key] for row in rows):
-            columns[f"{ours} is"] = _write_ratio(key, ours)
+            columns[f"{ours} speedup"] = _write_ratio(key, ours)
     if some("share"):
         columns["of the limit"] = lambda name, row: f"{row['share']:.0%}"
     if some("of_linears"):
-        columns["of its linears"] = _write("of_linears", lambda value: f"{value:.0%}")
+        columns["of linears alone"] = _write("of_linears", lambda value: f"{value:.0%}")
     if some("first_token_seconds"):
         columns["first token"] = _write("first_token_seconds", lambda value: f"{value * 1e3:,.0f} ms")
     if race["compile"]:
@@ -156,7 +156,7 @@ def describe_linears(report: Mapping[str, Any]) -> str:
     for ways in report["machine"].get("linears", {}).values():
         best = min(ways.values(), default=0)
         times += [f"{way} {time:.1f}{'*' if time == best else ''}" for way, time in ways.items()]
-    return f"bare linears, ms a step (of its linears: beside *): {', '.join(times)}" if times else ""
+    return f"linears alone, ms per step (*: the fastest of a precision): {', '.join(times)}" if times else ""
 
 
 def describe_tokens(rows: Mapping[str, Row]) -> str:

@@ -41,7 +41,7 @@ def make_tables(figures: Mapping[str, Any]) -> list[Table]:
 
 def _list_activations(found: Sequence[Mapping[str, Any]]) -> Table:
     rows = [[name_call(each), each["kind"], f"{each['rms']:.4g}", f"{each['largest']:.4g}"] for each in found]
-    return make_table("Activations", ("output of", "kind", "RMS", "largest"), rows, right=(2, 3))
+    return make_table("Activations", ("output of", "kind", "RMS", "max |x|"), rows, right=(2, 3))
 
 
 def _list_heads(attentions: Sequence[Mapping[str, Any]]) -> Table:
@@ -60,7 +60,7 @@ def _list_heads(attentions: Sequence[Mapping[str, Any]]) -> Table:
                 f"{sinks:.0%}" if sinks > 1e-4 else "",
             ]
         )
-    header = ("attention", "kind", "heads", "entropy, least", "most", "rank, least", "most", "sinks")
+    header = ("attention", "kind", "heads", "min entropy", "max entropy", "min rank", "max rank", "max sink")
     return make_table(
         "Heads: entropy relative to uniform attention, and effective rank of the map", header, rows, right=range(2, 8)
     )
@@ -79,7 +79,7 @@ def _list_routers(routers: Sequence[Mapping[str, Any]]) -> Table:
         for each in routers
     ]
     header = ("router", "kind", "experts", "dead", "entropy", "busiest ÷ mean")
-    return make_table("Routing: entropy relative to equal shares", header, rows, right=range(2, 6))
+    return make_table("Routing: entropy relative to uniform load", header, rows, right=range(2, 6))
 
 
 def format_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -231,6 +231,7 @@ def make_page(figures: Mapping[str, Any], panels: Sequence[str], pictures: Seque
     return render_page(
         TEMPLATE,
         title=f"inspect · {figures['model']}",
+        model=figures["model"],
         about=[(name, figures[name]) for name in names],
         lines=format_lines(figures),
         panels=panels,
@@ -245,7 +246,7 @@ def _read_table(table: Table) -> tuple[str, list[str], list[tuple[str, ...]]]:
     return str(table.title or ""), header, list(zip(*columns, strict=True))
 
 
-TEMPLATE = """<h1>What the model does</h1>
+TEMPLATE = """<h1>Inspection of {{ model }}</h1>
 {{ table(about) }}
 {% for line in lines %}
 <p>{{ line }}</p>

@@ -309,7 +309,7 @@ def test_a_decoding_step_from_pages_is_timed_beside_the_bytes_of_its_keys():
     assert all("CUDA" in row["refused"] for row in rows[4:6])
     assert all("left_out" in row for row in rows[6:])
     lines = kernel_report._page_reads({"speed": [*rows, {"kernel": "sdpa", "forward": {"seconds": 1.0}}]})
-    assert [line.split()[0] for line in lines] == ["decoding", "eager", "sdpa"]
+    assert [line.split()[0] for line in lines] == ["paged", "eager", "sdpa"]
 
 
 def test_scores_that_do_not_fit_are_not_tried(monkeypatch):

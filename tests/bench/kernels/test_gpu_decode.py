@@ -86,5 +86,5 @@ def test_vllm_is_asked_for_the_same_shape_prompts_and_lengths(monkeypatch):
     ours["graphs"] = {"refusal": None}
     row["tokens_per_second"] = 128000.0
     lines = [line for each in (ours, row) for line in kernel_report._decoding(each, [ours, row])]
-    assert lines[0].endswith("64,000.0 tok/s; 20.0 GB a step, 50.0 % of copy; without graphs 100.0 tok/s")
+    assert lines[0].endswith("64,000.0 tok/s; 20.0 GB per step, 50.0 % of copy bandwidth; without graphs 100.0 tok/s")
     assert lines[1].endswith("32 rows, vLLM 0.0: 128,000.0 tok/s; ours 0.50 × that (goal 1.0)")

@@ -189,7 +189,7 @@ def _page_reads(report: Mapping[str, Any]) -> list[str]:
     copy bandwidth."""
     found = {(row["kernel"], row["layer"]): row for row in report["speed"] if "seconds" in row and "layer" in row}
     layers = list(dict.fromkeys(layer for _, layer in found))
-    rows = [("decoding from pages, µs (share of copy)", *layers)]
+    rows = [("paged decoding, µs (fraction of copy bandwidth)", *layers)]
     for kernel in dict.fromkeys(kernel for kernel, _ in found):
         rows += [(kernel, *(_read_pages(found.get((kernel, layer))) for layer in layers))]
     return align_columns(rows, right=range(1, 1 + len(layers))).splitlines() if layers else []
@@ -233,7 +233,8 @@ def _decoding(row: ReportRow, rows: list[ReportRow]) -> Iterator[str]:
         yield f"{name}, {row['peer']}: {rate}{ratio}"
         return
     goal = "" if row["goal"] is None else f" (goal {format_share(row['goal'], 1)})"
-    read = f"{format_si(row['bytes_per_step'], 'B')} a step, {format_share(row['share_of_copy'], 1)} of copy{goal}"
+    read = f"{format_si(row['bytes_per_step'], 'B')} per step, {format_share(row['share_of_copy'], 1)}"
+    read += f" of copy bandwidth{goal}"
     plain = f"; without graphs {row['plain']['tokens_per_second']:,.1f} tok/s" if "plain" in row else ""
     refusal = row["graphs"]["refusal"]
     refused = "" if refusal is None else f"; no graphs: {refusal}"
@@ -250,7 +251,7 @@ def _pieces(report: Mapping[str, Any]) -> list[str]:
     for name in names:
         told = [f"{row['way']} {_micro(row)}" for row in found if row["piece"] == name]
         lines += [(f"  {name}", ", ".join(told))]
-    return ["µs, forward / forward and backward (share of copy)", *align_columns(lines).splitlines()]
+    return ["µs, forward / forward and backward (fraction of copy bandwidth)", *align_columns(lines).splitlines()]
 
 
 def _micro(row: ReportRow) -> str:
