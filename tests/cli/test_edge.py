@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from support.command_lines import ROOT, zoo_process
-from zoo.cli import run
+from zoo.cli import failing, run
 from zoo.cli.failing import choose_exit_code
 from zoo.cli.output import SafeStream, print_own_warnings
 from zoo.compose import load
@@ -25,6 +25,15 @@ from zoo.report.svg import Curve, draw_panel
 EVIL = "\x1b]0;title\x07$\\frac$[/red]\x9b31m"
 
 # ---------------------------------------------------------------- the last net
+
+
+def test_a_mistake_in_a_component_names_its_line(monkeypatch, capsys) -> None:
+    def fail(*args: object, **options: object) -> None:
+        exec(compile("\n\n1 / 0", str(failing.MODEL / "mine.py"), "exec"))
+
+    monkeypatch.setattr("zoo.costs.price", fail)
+    assert run(["stats", "gpt2"]) == 1
+    assert "found ZeroDivisionError in zoo/model/mine.py, line 3: division by zero (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

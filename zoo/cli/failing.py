@@ -29,6 +29,10 @@ SHORT_OF_MEMORY = ("can't allocate memory", "out of memory")
 """Words in torch's errors when memory runs out; Python raises MemoryError."""
 
 
+MODEL = Path(__file__).parents[1] / "model"
+"""The folder of the components, in which users add their own."""
+
+
 def choose_exit_code(error: OSError) -> int:
     """Choose the exit code for an error of the file system: 2 if the user named a file that cannot be opened by that
     name (WRONG_NAMES) or may not be read, 1 for any other failure, such as a refused write or a full disk."""
@@ -62,10 +66,16 @@ def describe_bug(error: BaseException, args: Sequence[str]) -> tuple[str, int]:
         return f"memory: the command needs more than there is, found {short(error)}", ZooError.exit_code
     where = write_trace(error, args)
     how = f"please report it with its trace, which is in {where}" if where else "--debug shows its trace: report it"
-    return (
-        f"bug: this is a mistake of Zoo's, not yours, found {type(error).__name__} {short(error)} ({how})",
-        ZooError.exit_code,
-    )
+    found = f"{type(error).__name__}{_place(error)} {short(error)}"
+    return f"bug: this is a mistake of Zoo's, not yours, found {found} ({how})", ZooError.exit_code
+
+
+def _place(error: BaseException) -> str:
+    """Name the last line of a component in an error's trace, as the component may be the user's own: ` in
+    zoo/model/norm.py, line 44:`. Empty if there is none."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    found = [(Path(file), line) for file, line in frames if Path(file).is_relative_to(MODEL)]
+    return f" in {found[-1][0].relative_to(MODEL.parent.parent)}, line {found[-1][1]}:" if found else ""
 
 
 def _is_short_of_memory(error: BaseException) -> bool:

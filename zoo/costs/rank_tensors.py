@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from zoo.costs.again import keeps_input
 from zoo.costs.layer_cut import BEFORE, BEHIND, cut_layers
-from zoo.costs.rank_model import expert_faults, layer_faults, shard_tower
+from zoo.costs.rank_model import context_faults, expert_faults, layer_faults, shard_tower
 from zoo.costs.rows import CostTable, PartRow, Priced, PricedPart, absorbs, tabulate_towers
 from zoo.costs.setup import DTYPES, Setup
 from zoo.costs.sums import Amount
@@ -96,9 +96,11 @@ class Stage(PricedPart):
 
 def share_out(spec: Priced, setup: Setup) -> dict[str, Tower]:
     """Give a rank's part of each tower under tensor parallelism. Raises ConfigError with a line for each dimension that
-    the set-up's ranks do not divide, each component without `shard`, and layers that cannot be cut into the stages."""
+    the set-up's ranks do not divide, each component that has no `shard` or needs whole rows, and layers that cannot be
+    cut into the stages."""
     found: list[str] = []
     shared = {name: collect_faults(found, partial(shard_tower, each, setup.tp)) for name, each in spec.towers().items()}
+    found += context_faults(spec, setup.cp)
     found += expert_faults(spec, setup.ep)
     found += layer_faults(spec, setup.pipeline)
     refuse(dict.fromkeys(found))

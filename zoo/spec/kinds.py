@@ -73,6 +73,10 @@ class Kinds(MutableMapping[str, "type[Spec]"]):
         return choice
 
     def __setitem__(self, kind: str, choice: type[Spec]) -> None:
+        """Register a kind. Raises TypeError if another class has its name. The same class may be defined again."""
+        names = [f"{each.__module__}.{each.__qualname__}" for each in (self._known.get(kind, choice), choice)]
+        if names[0] != names[1]:
+            raise TypeError(f"kind={kind!r} is {names[0]}'s, and {names[1]} states it too (another name)")
         self._known[kind] = choice
 
     def __delitem__(self, kind: str) -> None:

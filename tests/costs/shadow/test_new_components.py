@@ -208,7 +208,7 @@ def test_what_a_new_component_keeps_is_what_autograd_saves(name):
 def test_what_a_shadow_cannot_follow_is_unknown_by_its_name(name):
     spec, said = spec_with(name), UNKNOWN[name][1]
     memory = price(spec, context=6)["memory"]
-    assert said in memory["activations_unknown"] and "operations.py" in memory["activations_unknown"]
+    assert said in memory["activations_unknown"]
     assert not {"activations", "train_peak"} & set(memory) and memory["weights"] > 0
 
 

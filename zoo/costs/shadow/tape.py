@@ -21,9 +21,9 @@ class UnknownOperation(ZooError):
     """Raised when a forward pass cannot be traced, by default because it uses a torch operation whose saved tensors are
     not listed in operations.py. The pass then has no figures, even if the component catches the exception."""
 
-    def __init__(self, name: str, why: str = "is a torch operation whose saved tensors are not listed") -> None:
-        would = "a line in zoo/costs/shadow/operations.py would do"
-        super().__init__(f"memory: '{name}' {why} ({would})")
+    def __init__(self, name: str, why: str = "") -> None:
+        listed = "is a torch operation whose saved tensors are not listed (a line in zoo/costs/shadow/operations.py)"
+        super().__init__(f"memory: '{name}' {why or listed}")
         running = _TAPE.get(None)
         if running is not None and running.unknown is None:
             running.unknown = self
