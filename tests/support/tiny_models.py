@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from collections.abc import Iterator
 
 import torch
@@ -93,26 +94,26 @@ AVERAGED = [
 ]
 """Routers that read those of earlier layers, and experts that compute nothing."""
 
-MIXERS = (
-    "mamba",
-    "mamba2",
-    "gated_delta",
-    "delta_net",
-    "kda",
-    "lightning",
-    "gla",
-    "mlstm",
-    "rg_lru",
-    "rwkv",
-    "rwkv7",
-    "short_conv",
-)
-"""The packaged mixers that have a state, and so take no positions."""
+READS = re.compile(r"\$\{(?:up|or):([^}]*)\}")
+
+
+@functools.cache
+def list_reads(choice: str) -> frozenset[str]:
+    """List the names that an attention's YAML reads from the model around it: `n_heads` of `n_heads: ${up:n_heads}`.
+    A mapping in place of a choice (`{window: 4}`) changes what the model has, and reads heads of one width."""
+    file = conf_dir() / "attention" / f"{choice}.yaml"
+    if not file.is_file():
+        return frozenset({"n_heads", "head_dim", "position"})
+    return frozenset(name for names in READS.findall(file.read_text("utf-8")) for name in names.split(","))
+
+
+LATENT = ("mla", "dsa", "dsa_pooled")
+"""Attentions that keep llama-tiny's own head_dim of 32: their heads have a rotated and a plain part of that width."""
 
 LOW = ["q_lora_rank=10", "o_groups=2", "o_lora_rank=6"]
 NGRAMS = ["+streams={kind: gated, count: 4, rank: 6, norm: {kind: rmsnorm}}"]
 NEEDS = {
-    **{f"attention={mixer}": ["position=none"] for mixer in MIXERS},
+    **{f"attention={each}": ["position=none"] for each in choices("attention") if "position" not in list_reads(each)},
     "attention=disentangled": ["kind=encoder", "position=relative_buckets", "position_buckets=8"],
     "attention=disentangled_v1": ["kind=encoder", "position=relative"],
     "attention=longformer": ["kind=encoder"],
@@ -195,17 +196,13 @@ def readable(overrides: list[str]) -> list[str]:
     text = " ".join(overrides)
     attention = next((each.split("=")[1] for each in overrides if each.startswith("attention=")), "gqa")
     mixes = "block=feed_forward" not in text
+    reads = list_reads(attention)
     wanted = {
-        "window": attention in ("sliding", "csa", "hca", "longformer", "transient_global"),
+        "window": "window" in reads,
         "d_ff": "block=mixer" not in text,
-        "n_heads": attention not in ("mamba", "fourier", "rwkv", "short_conv") and mixes,
-        "head_dim": attention not in ("mamba", "mla", "dsa", "dsa_pooled", "fourier", "rg_lru", "rwkv", "short_conv")
-        and mixes,
-        "n_kv_heads": mixes
-        and (
-            attention in ("gqa", "dynamic_gqa", "msa", "qsa", "cca", "differential", "sliding", "side_by_side")
-            or "shared_attention" in text
-        ),
+        "n_heads": "n_heads" in reads and mixes,
+        "head_dim": "head_dim" in reads and attention not in LATENT and mixes,
+        "n_kv_heads": mixes and ("n_kv_heads" in reads or "shared_attention" in text),
         "n_experts": "ffn=moe" in text,
         "original_max_seq_len": any(kind in text for kind in ("rope_dynamic", "rope_yarn", "rope_llama3")),
     }
