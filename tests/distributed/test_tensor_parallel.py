@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import tiny_generators
 from support.forked_processes import read_found, run_ranks
 from zoo.checkpoint.parallel_checkpoint import locate
 from zoo.compose import load
@@ -64,8 +65,6 @@ def test_two_ranks_give_in_float32_what_the_whole_model_gives_to_its_rounding(tm
 
 
 def list_kinds():
-    from support import tiny_generators
-
     return {kind: to_dict(tiny_generators.make(kind).spec) for kind in tiny_generators.KINDS}
 
 
@@ -82,6 +81,9 @@ def list_families():
 
 UNSPLIT = {"fourier", "grouped_linear", "span_conv", "transient_global"}
 """Components that do not say how ranks divide them."""
+
+CHOICES = [each for each in tiny_generators.PLAIN if each.startswith(("attention=", "ffn="))]
+"""The kinds that swap one component which ranks divide, each a test of its own: whoever adds a choice runs its own."""
 
 
 def check_many(models, processes, folder):
@@ -100,6 +102,12 @@ def check_many(models, processes, folder):
 def test_ranks_give_what_the_whole_model_gives_for_every_kind_of_the_grammar(processes, tmp_path):
     models = list_kinds()
     assert check_many(models, processes, tmp_path) < len(models) / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", CHOICES)
+def test_two_ranks_give_what_the_whole_model_of_a_choice_gives_or_refuse_it(choice, tmp_path):
+    check_many({choice: to_dict(tiny_generators.make(choice).spec)}, 2, tmp_path)
 
 
 @pytest.mark.slow
