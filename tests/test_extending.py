@@ -3,23 +3,53 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from support.doc_blocks import read_blocks
 from zoo.compose import load
 from zoo.costs import price
 
 ROOT = Path(__file__).parents[1]
 
-DECODE = """
+CHECK = """
+import sys
 import torch, zoo
-model = zoo.build("llama-tiny", ["attention=smear", "position=none"], device="cpu").eval()
-ids = torch.randint(model.spec.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
-written = zoo.generate(model, ids[:, :5], max_new_tokens=7, temperature=0)
-whole = model(written).logits[:, 4:-1].argmax(-1)
-print(sum(p.numel() for p in model.parameters()), float((whole != written[:, 5:]).float().mean()))
+from support.saved_activations import passes, saved_by, told
+from support.tiny_models import check_texts_alone, model_of
+from zoo.costs import price
+from zoo.costs.activations import PassShape, list_sections
+
+model = model_of(sys.argv[1:])
+spec = model.spec
+assert price(spec)["params"]["total"] == sum(each.numel() for each in model.parameters())
+check_texts_alone(model)  # packed and padded
+
+ids = torch.randint(67, (2, 24), generator=torch.Generator().manual_seed(0))
+real = torch.ones_like(ids)
+real[:, 5:9] = 0  # padding inside a row
+whole = model(torch.cat((ids[:, :5], ids[:, 9:]), 1)).logits
+torch.testing.assert_close(model(ids, real).logits[:, 9:], whole[:, 5:], atol=2e-5, rtol=1e-5)
+prompts = [ids[0, :4].tolist(), ids[1, :11].tolist()]
+engine = zoo.Engine(model, rows=2)
+for each in prompts:
+    engine.add(zoo.Request(ids=tuple(each), max_new_tokens=8))
+written = {}
+for event in engine.run():
+    if event.token is not None:
+        written.setdefault(event.request, []).append(event.token)
+with torch.no_grad():
+    for prompt, tokens in zip(prompts, written.values(), strict=True):
+        for _ in range(8):
+            prompt.append(int(model(torch.tensor([prompt])).logits[0, -1].argmax()))
+        assert tokens == prompt[-8:], (tokens, prompt)
+
+sections = list_sections(spec, PassShape(batch=2, context=9, dtype="fp32", fused=False))
+assert told(spec, sections) == saved_by(model.train(), passes(model, spec, 2, 9))
+print("equal")
 """
 BUILD = """
 import torch, zoo
@@ -42,13 +72,14 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def python(tree, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+def python(tree, *arguments, ends=0):
+    """Run Python on the copy; return its output, or its errors if it `ends` so."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(ROOT / "tests")])}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=tree, capture_output=True, text=True, check=False, env=environment
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == ends, done.stderr
+    return done.stderr if ends else done.stdout
 
 
 def test_one_class_and_one_yaml_are_a_new_norm(tmp_path):
@@ -64,10 +95,34 @@ def test_one_class_and_one_yaml_are_a_new_norm(tmp_path):
     assert python(tree, "-c", BUILD).split() == [str(counted), "True"]
 
 
-def test_one_file_and_one_yaml_are_a_new_mixer_that_decodes_as_it_reads(tmp_path):
-    tree = copy_tree(tmp_path)
-    for name in ("zoo/model/attention/smear.py", "conf/attention/smear.yaml"):
+def add(tree, *names):
+    for name in names:
         (tree / name).write_text(code_block(name), encoding="utf-8")
-    priced = json.loads(python(tree, "cli.py", "stats", "llama-tiny", "attention=smear", "position=none", "--json"))
-    counted, apart = python(tree, "-c", DECODE).split()
-    assert int(counted) == priced["params"]["total"] and float(apart) < 1e-5
+
+
+def commands(tree, word):
+    """The commands of the page's blocks that name a word, run but for those that train or write."""
+    blocks = [each for each in read_blocks("docs/extend.md") if each.language == "sh" and word in each.body]
+    lines = [shlex.split(line) for each in blocks for line in each.commands if line.startswith("zoo stats")]
+    return [python(tree, "cli.py", *words[1:]) for words in lines]
+
+
+def test_one_file_and_one_yaml_are_a_new_mixer_with_a_state(tmp_path):
+    """Its cached, padded and packed rows give what each gives in a full forward, alone."""
+    tree = copy_tree(tmp_path)
+    add(tree, "zoo/model/attention/moving_average.py", "conf/attention/moving_average.yaml")
+    assert len(commands(tree, "attention=moving_average")) == 2
+    assert python(tree, "-c", CHECK, "attention=moving_average", "position=none") == "equal\n"
+
+
+def test_one_file_and_one_yaml_are_a_new_channel(tmp_path):
+    tree = copy_tree(tmp_path)
+    add(tree, "zoo/model/echo.py", "conf/ffn/echo.yaml")
+    assert len(commands(tree, "ffn=echo")) == 1
+    layers = ["ffn=echo", "layers={first: {ffn: {first: true}}}", "pattern=[first, layer*2]"]
+    assert python(tree, "-c", CHECK, *layers) == "equal\n"
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r'"(pp: is 2, and layers read the hidden .*?)"', page)
+    assert line in python(
+        tree, "cli.py", "stats", "llama-tiny", *layers[:2], "pattern=[first, layer*3]", "--pp", "2", ends=2
+    )

@@ -59,7 +59,8 @@ class Passes(NamedTuple):
     split: bool = False
     """Whether context parallelism may divide the tokens of a row among ranks."""
     loops: bool = False
-    """Whether a pass over a long row is a Python loop over parts of it."""
+    """Whether a pass over a long row is a Python loop over parts of it. Prices are then extrapolated from shorter rows,
+    and an exported graph reads one token at a time, because the number of iterations would be fixed in it."""
 
 
 class MemoryReading(NamedTuple):
