@@ -110,9 +110,9 @@ def commands(tree, word):
 def test_one_file_and_one_yaml_are_a_new_mixer_with_a_state(tmp_path):
     """Its cached, padded and packed rows give what each gives in a full forward, alone."""
     tree = copy_tree(tmp_path)
-    add(tree, "zoo/model/attention/moving_average.py", "conf/attention/moving_average.yaml")
-    assert len(commands(tree, "attention=moving_average")) == 2
-    assert python(tree, "-c", CHECK, "attention=moving_average", "position=none") == "equal\n"
+    add(tree, "zoo/model/attention/token_average.py", "conf/attention/token_average.yaml")
+    assert len(commands(tree, "attention=token_average")) == 2
+    assert python(tree, "-c", CHECK, "attention=token_average", "position=none") == "equal\n"
 
 
 def test_one_file_and_one_yaml_are_a_new_channel(tmp_path):

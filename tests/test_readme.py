@@ -56,7 +56,7 @@ def test_the_mistakes_shown_print_what_is_shown(tmp_path):
 def test_every_file_and_folder_that_a_page_names_is_there():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for place in re.findall(r"`((?:zoo|tests|conf|docs|recipes)/[\w./*-]*)`", page.read_text(encoding="utf-8")):
-            made_by_the_reader = any(each in place for each in ("scalenorm", "moving_average", "echo"))
+            made_by_the_reader = any(each in place for each in ("scalenorm", "token_average", "echo"))
             assert made_by_the_reader or list(ROOT.glob(place.rstrip("/"))), f"{page.name}: {place}"
 
 
