@@ -124,7 +124,7 @@ def test_a_pipeline_is_not_cut_between_them() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"takes": ()}, "hidden: a layer reads this channel, and none of its parts names it in `takes`"),
+        ({"takes": ()}, "hidden: a layer reads this channel, and no part of a layer names it in `takes`"),
         (
             {"takes": ("hiden",)},
             "hiden: ffn 'echo' takes or gives this channel, and there is none .did you mean 'hidden'",

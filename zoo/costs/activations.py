@@ -227,7 +227,7 @@ class TowerTrace:
         for channel in (name for name in self.tower.channels if Channel.named[name].shared):
             value = self._trace(channel, "", x)
             for name, step in steps.items():
-                step.taken = (step.taken or {}) | ({channel: value} if channel in self.tower.uses[name].reads else {})
+                step.taken = {**(step.taken or {}), channel: value if channel in self.tower.uses[name].reads else None}
         shared = collect_saved(find_reached((each for step in steps.values() for each in _shared(step)), begun[0]))
         blocks = self.tower.blocks
         # givers of a value before its readers: by how many ordered channels (`Channel.ordered`) a kind reads
@@ -248,7 +248,7 @@ class TowerTrace:
         layer = ShadowLayer(block, self.tower.d_model, self.layer.dtype, "", self.layer.kernel, tuning)
         reads, gives = self.tower.uses[name]
         own = {each: self._trace(each, name, stream) for each in reads if not Channel.named[each].shared}
-        step.taken, step.given = (step.taken or {}) | own, {}
+        step.taken, step.given = dict.fromkeys(self.tower.channels) | (step.taken or {}) | own, {}
         step.gives = tuple(each for each in gives if Channel.named[each].lends(self.tower, name_stored(name)))
         with self.tape.set(section=(self.where, name)):
             y = layer(stream, step)

@@ -152,7 +152,8 @@ class Exchange:
     def enter(self, index: int, kind: str, step: Step) -> None:
         """Set, on a layer's step, the values that the layer reads and the channels that it gives to."""
         reads, gives = self._uses[kind]
-        step.taken = {name: self._open[name].take(index) for name in reads}
+        # A layer of a loop's first pass reads no messages, although its weights are of a kind that does: None.
+        step.taken = {name: self._open[name].take(index) if name in reads else None for name in self._open}
         step.gives = tuple(name for name in gives if self._open[name].wants(index))
         step.given = {}
 

@@ -111,6 +111,13 @@ class PassBefore(Channel, name="passed"):
         self.last = Passed(x, None) if tower.loop is None else None
 
     @classmethod
+    def find_faults(cls, tower: Tower) -> Iterator[Fault]:
+        told = [name for name, block in tower.blocks.items() if cls.name in block.takes]
+        if told and (tower.loop is None or not tower.loop.restarts):
+            found = "are from the pass before, and there is none (loop: {kind: restarting})"
+            yield ("blocks", told[0], "messages"), found
+
+    @classmethod
     def trace(cls, at: Shadows) -> Any:
         passed = at.make(at.x.shape, at.x.dtype, "passed", at.x.wants_grad)
         return Passed(passed, GroupSums.trace_sums(at, count_passed(at.tower)))
@@ -277,10 +284,8 @@ class LowRankGate(MessageGate, kind="low_rank"):
 
 
 def find_loop_faults(tower: Tower) -> Iterator[Fault]:
-    """Yield the faults of a tower's loop, and of blocks that read messages although no loop restarts."""
-    loop, told = tower.loop, [name for name, block in tower.blocks.items() if PassBefore.name in block.takes]
-    if told and (loop is None or not loop.restarts):
-        yield ("blocks", told[0], "messages"), "are from the pass before, and there is none (loop: {kind: restarting})"
+    """Yield the faults of a tower's loop."""
+    loop = tower.loop
     if loop is None:
         return
     if tower.shared_layers:

@@ -123,7 +123,7 @@ class Step:
     again: bool = False  # whether the backward pass recomputes the inside of attention
     losses: list[tuple[str, Tensor]] = field(default_factory=list)  # a router's losses, to be added to the objective
     ends: list[Tensor] = field(default_factory=list)  # in training, where the rows of a router's experts end [E]
-    taken: dict[str, Any] | None = None  # values of other layers by each channel that is read; None for a layer alone
+    taken: dict[str, Any] | None = None  # values of other layers, by channel; None for a layer that runs alone
     gives: tuple[str, ...] = ()  # the channels in which other layers read this layer's values
     given: dict[str, Any] = field(default_factory=dict)  # this layer's values in those channels, once it has run
 
@@ -227,9 +227,9 @@ class Step:
 
     def read(self, channel: str) -> Any:
         """Read what other layers gave in a channel (`zoo.model.channels`); None if nothing was given before, and for a
-        layer that runs alone. Raises ConfigError for a channel that the layer does not take."""
+        layer that runs alone. Raises ConfigError for a channel that no layer takes."""
         if self.taken is not None and channel not in self.taken:
-            raise ConfigError(f"{channel}: a layer reads this channel, and none of its parts names it in `takes`")
+            raise ConfigError(f"{channel}: a layer reads this channel, and no part of a layer names it in `takes`")
         return None if self.taken is None else self.taken[channel]
 
     def give(self, channel: str, value: object) -> Any:

@@ -255,7 +255,9 @@ def _list_tensors(step: Step) -> Iterator[tuple[int, str]]:
     """Yield the id of each tensor in a Step's attributes, and the Python expression that reads it."""
     own = {f"step.{name}": getattr(step, name) for name in ("tables", "positions", "ids")}
     own |= {
-        f"step.{place}[{name!r}]": each for place in ("extra", "taken") for name, each in getattr(step, place).items()
+        f"step.{place}[{name!r}]": each
+        for place in ("extra", "taken")
+        for name, each in (getattr(step, place) or {}).items()
     }
     for path, value in own.items():
         if isinstance(value, torch.Tensor):
