@@ -178,7 +178,7 @@ def test_cfg_and_resolve_print_yaml_instead(capsys: pytest.CaptureFixture[str]) 
         (["stats"], "target: is missing (a packaged model from `zoo list`"),
         (["stats", "gpt2", "--jsn"], "No such option: --jsn (Possible options: --csv, --json)"),
         (["new", "--tour"], "tour: FOLDER is missing (write twelve models instead"),
-        (["list", "--axis"], "axis: AXIS is missing (list the choices of an axis instead: attention, position, norm, "),
+        (["list", "--axis"], "axis: AXIS is missing (list the choices of one axis instead of models"),
         (["list", "--params", "10B..1B"], "params: FROM is larger than TO, found '10B..1B' (1B..10B)"),
         (["stats", "gpt2", "ffn.moe"], "ffn.moe: no packaged model of that name (ffn=moe chooses the ffn of a model)"),
         (["stats", "gpt2", "d_ff:512"], "d_ff:512: no packaged model of that name (d_ff=512 sets a model's d_ff)"),

@@ -28,7 +28,7 @@ class RaceOptions:
         default="",
     )
     peer_python: list[str] | None = option(
-        "Python that has an implementation installed: NAME=PATH, or one PATH for all."
+        "Python interpreter that has an implementation of --against: NAME=PATH, or one PATH for all."
     )
     dtype: Literal["fp32", "bf16"] | None = option(
         "Dtype of the weights; training in bf16 is autocast over float32 weights. [default: fp32; load: bf16]"

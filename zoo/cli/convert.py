@@ -30,7 +30,8 @@ def run(
         "With --to gguf: tensor type of weight matrices. [default: the weights' dtype]", "--type"
     ),
     verify: bool = option(
-        "Compare token ids and logits with transformers in a fresh process (checksums are compared in any case).",
+        "Compare token ids and logits with transformers in a fresh process. The checkpoint's checksums are always "
+        "checked.",
         default=True,
     ),
     into: Path | None = option(

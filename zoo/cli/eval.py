@@ -82,7 +82,7 @@ def run(
     """Evaluate a model: loss, perplexity and bits per byte on a text file, a dataset, or a run's validation split.
 
     A decoder scores each token once, in overlapping windows: with a stride of half the context, each token has at least
-    half a window of context. Other models score the targets of their training objective, which overrides may change.
+    half a window of context. Other models score the targets of their training objective; an override can change it.
     With --weights or --fp8 a second row has the loss at that precision.
 
     --tasks runs lm-evaluation-harness on a decoder; --similarity and --retrieval evaluate text embeddings.

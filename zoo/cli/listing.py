@@ -20,8 +20,8 @@ def run(
     parts: str | None = option("Only models with all of these parts: moe,mla.", "--with", metavar="PARTS"),
     params: str | None = option("Only models of this size: 1B..10B, ..500M, 70B..", metavar="FROM..TO"),
     axis: str | None = option(
-        "List the choices of an axis instead: attention, position, norm, block, ffn, router, activation or cross; "
-        "followed by a choice, the fields of that choice.",
+        "List the choices of one axis instead of models. AXIS is attention, position, norm, block, ffn, router, "
+        "activation or cross. If a choice follows it, list that choice's fields.",
         metavar="AXIS",
     ),
     as_json: bool = flag("Print names, exact counts, sources and notes as JSON.", "--json"),

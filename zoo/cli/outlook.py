@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zoo.jobs.outlook import Outlook
     from zoo.jobs.sweep import SweepPoint
 
-PLANNED = ("arm", "seeds", "params", "FLOPs", "elementwise", "peak memory", "time/step", "time/run", "time left")
+PLANNED = ("arm", "seeds", "params", "FLOPs", "elementwise FLOPs", "peak memory", "time/step", "time/run", "time left")
 
 
 def print_plan(outlook: Outlook) -> None:
@@ -22,7 +22,7 @@ def print_plan(outlook: Outlook) -> None:
     if outlook.match is not None:
         print_match(outlook.match)
     rows = [_plan_row(outlook, name, jobs) for name, jobs in outlook.arms.items()]
-    expendable = ("elementwise", "peak memory", "params", "time/step")
+    expendable = ("elementwise FLOPs", "peak memory", "params", "time/step")
     header, rows = report.fit_columns(*report.drop_empty(PLANNED, rows), expendable)
     report.print_tables(report.make_table("", header, rows, right=range(1, len(header))))
     for line in _plan_lines(outlook):

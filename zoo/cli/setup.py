@@ -24,8 +24,8 @@ HELP = {
     "(half the pairs if causal), kaplan (6N, no attention), hfu (exact plus recomputation).",
     "engine": "Engine whose KV-cache allocation is counted: ideal (keys and values that attention can still see), zoo "
     "(its pages), hf (transformers' DynamicCache), paged (as vLLM).",
-    "page": "With --engine zoo: count a GPU's KV cache, in pages of 16 or 256 tokens (`zoo generate` prints the size). "
-    "[default: a CPU's, in pages of 16]",
+    "page": "Tokens per page of the KV cache on a GPU, with --engine zoo: 16 or 256, as `zoo generate` prints. "
+    "[default: 16, in the layout of a CPU]",
     "optimizer": "Optimizer (name in conf/optim). Sets optimizer-state size and step cost.",
     "decay": "Weight decay: uniform, cautious or hyperball. The last two copy weights in each step.",
     "fused_optimizer": "Fused AdamW: updates in place, without temporaries.",

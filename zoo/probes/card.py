@@ -24,7 +24,7 @@ chosen learning rate, and the width of the window of good learning rates."""
 
 LEGEND = (
     "reaches: the hardest level up to which at least 90 % are right, the median of the seeds.",
-    "steps: updates to 90 % accuracy on the training distribution; > N: not reached in all N updates (censored).",
+    "steps: updates to 90 % accuracy on the training distribution; > N: not reached within the N updates (censored).",
     "accuracy: at the hardest level of training, ± one standard deviation over seeds.",
     "guess: accuracy, at that level, of guessing among the answers possible for the sequence.",
     "no better than a guess: no level is reached, and (accuracy − guess) / (1 − guess) is below 0.1 at every level.",

@@ -125,7 +125,7 @@ BRIEF = {
     "memory.peak_at": "reached in",
     "memory.bottleneck": "largest part",
     "memory.generate_activations": "prefill activations",
-    "memory.loss_head": "logits and gradients",
+    "memory.loss_head": "logits and their gradients",
     "memory.train_peak": "training peak",
     "memory.generate_peak": "generating peak",
 }

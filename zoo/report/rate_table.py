@@ -18,7 +18,7 @@ WINDOW = "lr window"
 HEADER = ("arm", "lr", "best lr", "lowest loss", "window", "runs")
 NOTE = (
     "lr: the rate that ran\n"
-    "best lr: the minimum of a parabola through the losses of the window, ×/÷ its standard error\n"
+    "best lr: where a parabola through the losses of the window is lowest, ×/÷ its standard error\n"
     "lowest loss: in the runs of the search (another seed, other validation rows)\n"
     f"window: decades of rates whose loss is within {TOLERANCE:.0%} of the lowest, ± its standard error; ≥: it reaches "
     "the last rate tried; p: test of no difference from the first arm's window\n"
