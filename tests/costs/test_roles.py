@@ -162,7 +162,7 @@ def unsaid():
 def test_a_mixer_that_does_not_say_how_it_splits_is_refused_in_words(unsaid):
     spec = spec_of(["position=none"])
     spec = replace(spec, blocks={"layer": replace(spec.blocks["layer"], attention=unsaid)})
-    for few in ({}, {"pp": 2}, {"dp": 2}, {"cp": 2}):  # where nothing of it is split
+    for few in ({}, {"pp": 2}, {"dp": 2}):  # where nothing of it is split
         assert fullest(spec, Setup(**few)).params > 0
     found = "tp: attention 'unsaid' does not say how it splits over 2 ranks"
     with pytest.raises(ConfigError, match=found) as error:
