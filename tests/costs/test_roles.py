@@ -168,6 +168,8 @@ def test_a_mixer_that_does_not_say_how_it_splits_is_refused_in_words(unsaid):
     with pytest.raises(ConfigError, match=found) as error:
         price(spec, tp=2)
     assert len(error.value.faults) == 1
+    with pytest.raises(ConfigError, match="cp: 2 ranks would each have some tokens, and 'unsaid' layers need a row's"):
+        price(spec, cp=2)
 
 
 def test_a_block_that_refuses_as_a_whole_is_refused_in_its_own_words(renamed, monkeypatch):

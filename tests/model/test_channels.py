@@ -19,6 +19,8 @@ from zoo.distributed.pipeline_schedule import PipelineSchedule
 from zoo.errors import ConfigError
 from zoo.model.channels import Channel
 from zoo.model.ffn import MLP
+from zoo.model.row_groups import RowGroups
+from zoo.model.step import Step
 from zoo.run.builder import build
 from zoo.run.recompute import set_recompute
 
@@ -144,3 +146,19 @@ def test_a_channel_that_is_misspelt_or_not_declared_is_an_error(
     monkeypatch.setattr(echo, "words", (change.get("read", "hidden"), change.get("give", "hidden")))
     with pytest.raises(ConfigError, match=fault):
         build_echo()(IDS)
+
+
+def test_a_state_outside_along_rows_is_an_error_where_rows_lie_end_to_end() -> None:
+    step = Step(keys=None, rows=RowGroups([2, 3], [0, 1], torch.device("cpu")))  # type: ignore[arg-type]
+    for use in (lambda: step.state("mean"), lambda: step.hold(mean=torch.zeros(2, 4))):
+        with pytest.raises(ConfigError, match="state: is read or held outside `along_rows`"):
+            use()
+    with pytest.raises(ConfigError, match=r"along_rows: takes tensors .*, found \(4,\) beside \(1, 5, 4\)"):
+        step.along_rows(lambda *_: torch.zeros(1), torch.zeros(1, 5, 4), torch.zeros(4))
+
+
+def test_two_classes_of_one_kind_name_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"kind='echo' is .*Echo's, and .*Other states it too"):
+
+        class Other(MLP, kind="echo"):
+            pass

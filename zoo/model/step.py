@@ -257,13 +257,13 @@ class Step:
 
     def state(self, name: str) -> Tensor | None:
         """Return a recurrent mixer's state after all earlier tokens [B, …]; None without a cache, or if no tokens came
-        before. Raises ConfigError outside `along_rows`."""
+        before. Raises ConfigError outside `along_rows` if rows lie end to end."""
         self._check_along_rows()
         return None if self.cache is None or self.first else self.cache.state(name)
 
     def hold(self, **states: Tensor) -> None:
         """Store a recurrent mixer's states in the cache for the next tokens. Does nothing without a cache. Raises
-        ConfigError outside `along_rows`."""
+        ConfigError outside `along_rows` if rows lie end to end."""
         self._check_along_rows()
         if self.cache is not None:
             for name, value in states.items():
